@@ -1,5 +1,6 @@
-// Blockwise quantisation on the CPU: 8-bit with any code table, 4-bit NF4 and FP4, double-quantised scales.
-// The arithmetic is docs/numerics.md, the byte layouts quant/formats.h; CUDA: quant/blockwise_cuda.h.
+// Blockwise quantisation on the CPU: 8-bit with any code table, 4-bit NF4 and FP4, double-quantised
+// scales. The arithmetic is docs/numerics.md, the byte layouts quant/formats.h; CUDA:
+// quant/blockwise_cuda.h.
 //
 //   std::vector<uint8_t> packed(quant::PackedBytes(n));
 //   std::vector<float> absmax(quant::NumBlocks(n, 64));
@@ -17,30 +18,34 @@ namespace bitshard::quant {
 
 enum class Type4Bit { kNf4, kFp4 };
 
-constexpr int64_t NumBlocks(int64_t n, int64_t block_size) { return (n + block_size - 1) / block_size; }
+constexpr int64_t NumBlocks(int64_t n, int64_t block_size) {
+  return (n + block_size - 1) / block_size;
+}
 constexpr int64_t PackedBytes(int64_t n) { return (n + 1) / 2; }
 
-/// Shapes: x [n], code [256] sorted ascending, out [n], absmax [ceil(n / block_size)]; block_size >= 1.
-/// Errors: kInvalidArgument for sizes that don't fit together or a table that is not sorted.
-/// Numerics: exact nearest entry, ties to the even index; a block with a non-finite element gets absmax NaN.
-absl::Status QuantizeBlockwise(std::span<const float> x, std::span<const float> code, int64_t block_size,
-                               std::span<uint8_t> out, std::span<float> absmax);
+/// Shapes: x [n], code [256] sorted ascending, out [n], absmax [ceil(n / block_size)]; block_size
+/// >= 1. Errors: kInvalidArgument for sizes that don't fit together or a table that is not sorted.
+/// Numerics: exact nearest entry, ties to the even index; a block with a non-finite element gets
+/// absmax NaN.
+absl::Status QuantizeBlockwise(std::span<const float> x, std::span<const float> code,
+                               int64_t block_size, std::span<uint8_t> out, std::span<float> absmax);
 /// out[i] = code[q[i]] * absmax[i / block_size].
 absl::Status DequantizeBlockwise(std::span<const uint8_t> q, std::span<const float> code,
-                                 std::span<const float> absmax, int64_t block_size, std::span<float> out);
+                                 std::span<const float> absmax, int64_t block_size,
+                                 std::span<float> out);
 
-/// Shapes: x [n], packed [ceil(n / 2)] (element 2j in the high nibble of byte j), absmax [ceil(n / block_size)];
-/// block_size even.
-absl::Status Quantize4Bit(std::span<const float> x, Type4Bit type, int64_t block_size, std::span<uint8_t> packed,
-                          std::span<float> absmax);
-absl::Status Dequantize4Bit(std::span<const uint8_t> packed, std::span<const float> absmax, Type4Bit type,
-                            int64_t block_size, std::span<float> out);
+/// Shapes: x [n], packed [ceil(n / 2)] (element 2j in the high nibble of byte j), absmax [ceil(n /
+/// block_size)]; block_size even.
+absl::Status Quantize4Bit(std::span<const float> x, Type4Bit type, int64_t block_size,
+                          std::span<uint8_t> packed, std::span<float> absmax);
+absl::Status Dequantize4Bit(std::span<const uint8_t> packed, std::span<const float> absmax,
+                            Type4Bit type, int64_t block_size, std::span<float> out);
 /// The same, rounded once to bfloat16 (bit patterns).
-absl::Status Dequantize4BitToBf16(std::span<const uint8_t> packed, std::span<const float> absmax, Type4Bit type,
-                                  int64_t block_size, std::span<uint16_t> out);
+absl::Status Dequantize4BitToBf16(std::span<const uint8_t> packed, std::span<const float> absmax,
+                                  Type4Bit type, int64_t block_size, std::span<uint16_t> out);
 
-/// Scales of a 4-bit tensor, themselves in 8 bits: blocks of 256 of (absmax - offset) with the signed dynamic
-/// table. offset = float32(float64 sum of absmax in index order / n).
+/// Scales of a 4-bit tensor, themselves in 8 bits: blocks of 256 of (absmax - offset) with the
+/// signed dynamic table. offset = float32(float64 sum of absmax in index order / n).
 struct DoubleQuantizedAbsmax {
   std::vector<uint8_t> codes;  ///< [n]
   std::vector<float> absmax;   ///< [ceil(n / 256)]
@@ -61,11 +66,13 @@ struct Tensor4Bit {
   DoubleQuantizedAbsmax nested;  ///< Empty when not.
   int64_t bytes() const;
 };
-absl::Status QuantizeTensor4Bit(std::span<const float> x, Type4Bit type, int64_t block_size, bool double_quant,
-                                Tensor4Bit* out);
-/// Elements [begin, begin + out.size()) of the tensor; begin and out.size() multiples of block_size, but for the end.
+absl::Status QuantizeTensor4Bit(std::span<const float> x, Type4Bit type, int64_t block_size,
+                                bool double_quant, Tensor4Bit* out);
+/// Elements [begin, begin + out.size()) of the tensor; begin and out.size() multiples of
+/// block_size, but for the end.
 absl::Status DequantizeTensor4Bit(const Tensor4Bit& in, int64_t begin, std::span<float> out);
-absl::Status DequantizeTensor4BitToBf16(const Tensor4Bit& in, int64_t begin, std::span<uint16_t> out);
+absl::Status DequantizeTensor4BitToBf16(const Tensor4Bit& in, int64_t begin,
+                                        std::span<uint16_t> out);
 
 }  // namespace bitshard::quant
 

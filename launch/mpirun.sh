@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Starts a program on N ranks with Open MPI, with the settings that bitshard needs.
+#
+#   launch/mpirun.sh -n N [--threads T] [--dry-run] PROGRAM [ARGS...]
+#   launch/mpirun.sh -n N [--threads T] [--dry-run] MPIRUN-OPTIONS... -- PROGRAM [ARGS...]
+#
+#   launch/mpirun.sh -n 2 build/cpu/trainer/bitshard train --config configs/quickstart.yaml
+#   launch/mpirun.sh -n 8 --threads 4 --hostfile hosts -- bitshard train --config run.yaml
+#
+# -n N         number of ranks
+# --threads T  CPU threads of each rank; default: OMP_NUM_THREADS if set, else cores / N, at least 1.
+#              Must be given (or OMP_NUM_THREADS set) when ranks are spread over hosts.
+# --dry-run    print the command and its environment, start nothing
+#
+# Signals: the first TERM, INT or HUP that this script gets is passed on as SIGUSR1, which ranks take as "finish
+# the step, save a checkpoint, exit with 143". The second one is passed on as TERM: ranks end within 2 s.
+# (mpirun itself turns TERM and INT into TERM, then KILL, which leaves no time to save.)
+# Exit status: mpirun's, which is that of the first rank that failed; 2 for wrong arguments.
+set -euo pipefail
+
+fail() {
+  echo "mpirun.sh: $*" >&2
+  exit 2
+}
+
+usage() { sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "$0"; }
+
+# A whole number of at least 1, without leading zeros.
+is_count() { [[ $1 =~ ^[1-9][0-9]{0,5}$ ]]; }
+
+ranks=
+threads=${OMP_NUM_THREADS:-}
+dry_run=0
+while (($#)); do
+  case $1 in
+    -n | -np)
+      is_count "${2:-}" || fail "$1: want a number of ranks, got '${2:-}'"
+      ranks=$2
+      shift 2
+      ;;
+    --threads)
+      is_count "${2:-}" || fail "--threads: want a number of threads, got '${2:-}'"
+      threads=$2
+      shift 2
+      ;;
+    --dry-run)
+      dry_run=1
+      shift
+      ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    *) break ;;
+  esac
+done
+[[ -n $ranks ]] || fail "-n N is missing (the number of ranks); see --help"
+
+# What is left starts with the program, or with options for mpirun that end at "--".
+options=()
+hosts_given=0
+if [[ ${1:-} == -* ]]; then
+  while (($#)) && [[ $1 != -- ]]; do
+    case $1 in
+      -H | -host | --host | -hostfile | --hostfile | -machinefile | --machinefile) hosts_given=1 ;;
+    esac
+    options+=("$1")
+    shift
+  done
+  (($#)) || fail "put '--' between mpirun's options and the program"
+  shift
+fi
+(($#)) || fail "the program to run is missing; see --help"
+
+# odls_base_sigkill_timeout stays at its default of 1 s: it also delays the end of a job in which a rank has died
+# (TERM after one timeout, KILL after two), and saving on request needs no longer one thanks to SIGUSR1.
+command=(mpirun -n "$ranks" --bind-to none)
+cores=$(nproc)
+if ((hosts_given)); then
+  [[ -n $threads ]] || fail "ranks on several hosts: give --threads T (or set OMP_NUM_THREADS)"
+  command+=(-x OMP_NUM_THREADS)
+elif ((ranks > cores)); then
+  command+=(--oversubscribe)
+fi
+if [[ -z $threads ]]; then
+  threads=$((cores / ranks > 0 ? cores / ranks : 1))
+fi
+command+=("${options[@]}" "$@")
+
+# mpirun gives every rank a pseudo terminal, so ranks can't see for themselves whether anybody is watching.
+terminal=0
+[[ -t 1 ]] && terminal=1
+settings=(OMP_NUM_THREADS="$threads" BITSHARD_TERMINAL="$terminal")
+if ((EUID == 0)); then
+  settings+=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)
+fi
+
+if ((dry_run)); then
+  printf '%q ' "${settings[@]}" "${command[@]}"
+  echo
+  exit 0
+fi
+command -v mpirun > /dev/null || fail "mpirun not found: apt-get install openmpi-bin libopenmpi-dev"
+
+signals=0
+interrupted=0
+mpirun_pid=
+# Called by the traps.
+# shellcheck disable=SC2317
+pass_on() {
+  signals=$((signals + 1))
+  interrupted=1
+  [[ -n $mpirun_pid ]] || exit 143
+  if ((signals == 1)); then
+    echo "mpirun.sh: asking the ranks to save and stop (a second signal stops them at once)" >&2
+    kill -USR1 "$mpirun_pid" 2> /dev/null || true
+  else
+    kill -TERM "$mpirun_pid" 2> /dev/null || true
+  fi
+}
+trap pass_on TERM INT HUP
+
+# setsid: a terminal's ^C goes to this script only. pdeathsig: if this script is killed, mpirun and its ranks go too.
+exec 3<&0
+setsid setpriv --pdeathsig KILL -- env "${settings[@]}" "${command[@]}" <&3 3<&- &
+mpirun_pid=$!
+exec 3<&-
+
+# A trap ends `wait` early; bash keeps the status of a child that has ended meanwhile.
+while :; do
+  interrupted=0
+  status=0
+  wait "$mpirun_pid" || status=$?
+  ((interrupted)) || break
+done
+exit "$status"

@@ -47,6 +47,9 @@ absl::Status AddContext(const absl::Status& status, const std::string& prefix);
 /// come from files and end up in messages and logs.
 std::string Escaped(const std::string& text, size_t max_bytes = 200);
 
+/// Index of the first byte that is no part of well-formed UTF-8 (no overlong forms, no surrogates), or npos.
+size_t FirstInvalidUtf8(const std::string& text);
+
 /// The candidate with the smallest edit distance to `name`, or "" when none is within a third of its length.
 /// For "unknown key 'lora_rank', did you mean 'lora_r'?".
 template <class Range>

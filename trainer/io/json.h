@@ -10,13 +10,13 @@
 #define BITSHARD_TRAINER_IO_JSON_H_
 
 #include <cstdint>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "trainer/io/int_range.h"
 
 namespace bitshard::trainer::io {
 
@@ -41,12 +41,6 @@ absl::StatusOr<Json> ReadJsonFile(const std::string& path, const JsonLimits& lim
 /// Indented by two spaces, keys as they stand (nlohmann::ordered_json keeps their order), ends with
 /// a newline. Ill-formed UTF-8 is replaced by U+FFFD.
 std::string JsonText(const nlohmann::ordered_json& json);
-
-/// The values a number may have, both ends included.
-struct IntRange {
-  int64_t least = std::numeric_limits<int64_t>::min();
-  int64_t most = std::numeric_limits<int64_t>::max();
-};
 
 /// Typed reading of one object's fields. Holds a reference: the Json must outlive it.
 /// A field that is null counts as absent. Errors: kData naming the file, the path of keys, what was

@@ -1,8 +1,10 @@
-// WeightSource: a model's weights, tensor by tensor, under Hugging Face's names and in Hugging Face's layout,
-// whatever file they come from. Reading one tensor at a time keeps the peak at the largest tensor.
+// WeightSource: a model's weights, tensor by tensor, under Hugging Face's names and in Hugging
+// Face's layout, whatever file they come from. Reading one tensor at a time keeps the peak at the
+// largest tensor.
 //
-//   BITSHARD_ASSIGN_OR_RETURN(auto source, io::OpenModel("models/SmolLM2"));   // a folder, or a .gguf file
-//   std::vector<float> w(static_cast<size_t>(source->Find("model.embed_tokens.weight")->numel()));
+//   BITSHARD_ASSIGN_OR_RETURN(auto source, io::OpenModel("models/SmolLM2"));   // a folder, or a
+//   .gguf file std::vector<float>
+//   w(static_cast<size_t>(source->Find("model.embed_tokens.weight")->numel()));
 //   BITSHARD_RETURN_IF_ERROR(source->Read("model.embed_tokens.weight", std::span<float>(w)));
 #ifndef BITSHARD_TRAINER_IO_WEIGHT_SOURCE_H_
 #define BITSHARD_TRAINER_IO_WEIGHT_SOURCE_H_
@@ -40,17 +42,18 @@ class WeightSource {
   virtual const std::vector<WeightInfo>& tensors() const = 0;
   /// nullptr when there is none of that name.
   const WeightInfo* Find(const std::string& name) const;
-  /// The whole tensor, widened or dequantised to float32; rotary rows of q and k in Hugging Face's split-half
-  /// order. Pages of the file that were touched are released again.
-  /// Errors: kData naming file and tensor; out.size() must be the tensor's numel.
+  /// The whole tensor, widened or dequantised to float32; rotary rows of q and k in Hugging Face's
+  /// split-half order. Pages of the file that were touched are released again. Errors: kData naming
+  /// file and tensor; out.size() must be the tensor's numel.
   virtual absl::Status Read(const std::string& name, std::span<float> out) const = 0;
   /// Rows [row, row + out.size() / columns) of a matrix.
-  virtual absl::Status ReadRows(const std::string& name, int64_t row, std::span<float> out) const = 0;
+  virtual absl::Status ReadRows(const std::string& name, int64_t row,
+                                std::span<float> out) const = 0;
 };
 
 /// Opens `path`: a .gguf file, or a folder with config.json and model.safetensors or
-/// model.safetensors.index.json. Checks that every tensor the architecture needs is there with its right shape.
-/// Errors: kData with file, key or tensor; nothing is read outside the folder.
+/// model.safetensors.index.json. Checks that every tensor the architecture needs is there with its
+/// right shape. Errors: kData with file, key or tensor; nothing is read outside the folder.
 absl::StatusOr<std::unique_ptr<WeightSource>> OpenModel(const std::string& path);
 
 }  // namespace bitshard::trainer::io

@@ -1,0 +1,188 @@
+// Vector form of the rounding rule for the two dynamic 8-bit tables: the same bits as
+// quant/block_codec.h, held by tests/quant/vector_codec_test.cc over every float in [-1, 1].
+// Included once per SIMD target, inside Highway's foreach_target (define HWY_WANT_AVX3_DL before
+// highway.h to get the AVX-512 VBMI form).
+//
+//   const quant::HWY_NAMESPACE::DynamicCoder<true> m_coder;   // true: signed table
+//   quant::HWY_NAMESPACE::DecodeBlock(m_coder, codes, n, absmax, m);
+//   ... the rule, on plain float buffers ...
+//   absmax = quant::HWY_NAMESPACE::EncodeBlock(m_coder, m, n, codes);
+//
+// A coder holds vectors in registers: make it a local of the loop's function, never a member or a
+// static.
+
+#if defined(BITSHARD_QUANT_BLOCK_CODEC_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef BITSHARD_QUANT_BLOCK_CODEC_INL_H_
+#undef BITSHARD_QUANT_BLOCK_CODEC_INL_H_
+#else
+#define BITSHARD_QUANT_BLOCK_CODEC_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "quant/block_codec.h"
+#include "quant/dynamic_coder_avx512-inl.h"
+#include "quant/vector_tables.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace bitshard::quant::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using FloatTag = hn::ScalableTag<float>;
+using FloatVec = hn::Vec<FloatTag>;
+
+/// Elements that one call of a coder takes: four vectors, at most 64.
+inline constexpr int64_t kChunkElems = 4 * static_cast<int64_t>(hn::MaxLanes(FloatTag()));
+
+#if HWY_TARGET != HWY_AVX3_DL
+
+template <bool kSigned>
+class DynamicCoder {
+  using IntTag = hn::RebindToSigned<FloatTag>;
+  using CodeTag = hn::Rebind<uint8_t, FloatTag>;
+
+ public:
+  HWY_INLINE DynamicCoder() : tables_(kSigned ? &SignedVectorTables() : &UnsignedVectorTables()) {}
+
+  HWY_INLINE uint8_t zero_code() const { return kSigned ? 127 : 0; }
+
+  /// v[i] = values of codes [N i, N i + N), N lanes.
+  HWY_INLINE void Decode(const uint8_t* HWY_RESTRICT codes, FloatVec (&v)[4]) const {
+    const size_t lanes = hn::Lanes(FloatTag());
+    for (size_t i = 0; i < 4; ++i) {
+      const auto index = hn::PromoteTo(IntTag(), hn::LoadU(CodeTag(), codes + i * lanes));
+      v[i] = hn::GatherIndex(FloatTag(), tables_->value, index);
+    }
+  }
+
+  /// codes [N i, N i + N) of t[i], which must be in [-1 - 2^-20, 1 + 2^-20] and is taken as clamped
+  /// to [-1, 1].
+  HWY_INLINE void Encode(const FloatVec (&t)[4], uint8_t* HWY_RESTRICT codes) const {
+    const size_t lanes = hn::Lanes(FloatTag());
+    for (size_t i = 0; i < 4; ++i) {
+      const auto rank = Rank(t[i]);
+      if constexpr (kSigned) {
+        const IntTag di;
+        const auto zero = hn::Set(di, 127);
+        const auto negative = hn::RebindMask(di, hn::Lt(t[i], hn::Zero(FloatTag())));
+        const auto below = hn::Max(hn::Sub(zero, rank), hn::Zero(di));  // there is no -1
+        hn::StoreU(hn::DemoteTo(CodeTag(), hn::IfThenElse(negative, below, hn::Add(zero, rank))),
+                   CodeTag(), codes + i * lanes);
+      } else {
+        hn::StoreU(hn::DemoteTo(CodeTag(), rank), CodeTag(), codes + i * lanes);
+      }
+    }
+  }
+
+ private:
+  HWY_INLINE hn::Vec<IntTag> Rank(FloatVec t) const {
+    const FloatTag d;
+    const IntTag di;
+    const auto magnitude = hn::Max(kSigned ? hn::Abs(t) : t, hn::Set(d, kMinMagnitude));
+    const auto bits = hn::ConvertTo(d, hn::BitCast(di, magnitude));
+    const auto slot =
+        hn::ConvertTo(di, hn::MulAdd(bits, hn::Set(d, kSlot8Factor), hn::Set(d, kSlot8Offset)));
+    const auto guess = hn::ConvertTo(
+        di, hn::MulAdd(magnitude, LookUp8(tables_->scale8, slot), LookUp8(tables_->offset8, slot)));
+    const auto threshold = hn::GatherIndex(d, tables_->threshold, guess);
+    const auto above = hn::VecFromMask(di, hn::RebindMask(di, hn::Gt(magnitude, threshold)));
+    return hn::Sub(guess, above);  // a true lane is -1
+  }
+
+  static HWY_INLINE FloatVec LookUp8(const float* table, hn::Vec<IntTag> slot) {
+    const FloatTag d;
+    if constexpr (hn::MaxLanes(FloatTag()) == 8) {
+      return hn::TableLookupLanes(hn::Load(d, table), hn::IndicesFromVec(d, slot));
+    } else {
+      return hn::GatherIndex(d, table, slot);
+    }
+  }
+
+  const VectorTables* tables_;
+};
+
+#endif
+
+// --- blocks ---
+
+/// The maximum of MaxAbsBits over x[0, n).
+HWY_INLINE uint32_t BlockMaxAbsBits(const float* HWY_RESTRICT x, int64_t n) {
+  const FloatTag d;
+  const hn::RebindToUnsigned<FloatTag> du;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto max0 = hn::Zero(du);
+  auto max1 = max0;
+  int64_t i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    max0 = hn::Max(max0, hn::BitCast(du, hn::Abs(hn::LoadU(d, x + i))));
+    max1 = hn::Max(max1, hn::BitCast(du, hn::Abs(hn::LoadU(d, x + i + lanes))));
+  }
+  uint32_t max_bits = hn::GetLane(hn::MaxOfLanes(du, hn::Max(max0, max1)));
+  for (; i < n; ++i) max_bits = MaxAbsBits(max_bits, x[i]);
+  return max_bits;
+}
+
+/// out[i] = value(codes[i]) * absmax for i < n.
+template <class Coder>
+HWY_INLINE void DecodeBlock(const Coder& coder, const uint8_t* HWY_RESTRICT codes, int64_t n,
+                            float absmax, float* HWY_RESTRICT out) {
+  const FloatTag d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto scale = hn::Set(d, absmax);
+  FloatVec v[4];
+  int64_t i = 0;
+  for (; i + kChunkElems <= n; i += kChunkElems) {
+    coder.Decode(codes + i, v);
+    for (int64_t k = 0; k < 4; ++k) hn::StoreU(hn::Mul(v[k], scale), d, out + i + k * lanes);
+  }
+  if (i == n) return;
+  uint8_t tail_codes[kChunkElems] = {};
+  float tail[kChunkElems];
+  std::copy(codes + i, codes + n, tail_codes);
+  coder.Decode(tail_codes, v);
+  for (int64_t k = 0; k < 4; ++k) hn::StoreU(hn::Mul(v[k], scale), d, tail + k * lanes);
+  std::copy(tail, tail + (n - i), out + i);
+}
+
+/// Codes of x[0, n) at a scale that ScaleOfBlock made.
+template <class Coder>
+HWY_INLINE void EncodeScaled(const Coder& coder, const float* HWY_RESTRICT x, int64_t n,
+                             BlockScale scale, uint8_t* HWY_RESTRICT codes) {
+  if (!scale.coded()) {
+    std::fill(codes, codes + n, coder.zero_code());
+    return;
+  }
+  const FloatTag d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto reciprocal = hn::Set(d, scale.reciprocal);
+  FloatVec t[4];
+  int64_t i = 0;
+  for (; i + kChunkElems <= n; i += kChunkElems) {
+    for (int64_t k = 0; k < 4; ++k) t[k] = hn::Mul(hn::LoadU(d, x + i + k * lanes), reciprocal);
+    coder.Encode(t, codes + i);
+  }
+  if (i == n) return;
+  float tail[kChunkElems] = {};
+  uint8_t tail_codes[kChunkElems];
+  std::copy(x + i, x + n, tail);
+  for (int64_t k = 0; k < 4; ++k) t[k] = hn::Mul(hn::LoadU(d, tail + k * lanes), reciprocal);
+  coder.Encode(t, tail_codes);
+  std::copy(tail_codes, tail_codes + (n - i), codes + i);
+}
+
+/// Quantises x[0, n) as one block; returns the absmax to store.
+template <class Coder>
+HWY_INLINE float EncodeBlock(const Coder& coder, const float* HWY_RESTRICT x, int64_t n,
+                             uint8_t* HWY_RESTRICT codes) {
+  const BlockScale scale = ScaleOfBlock(BlockMaxAbsBits(x, n));
+  EncodeScaled(coder, x, n, scale, codes);
+  return scale.absmax;
+}
+
+}  // namespace bitshard::quant::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // BITSHARD_QUANT_BLOCK_CODEC_INL_H_

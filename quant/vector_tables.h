@@ -1,0 +1,50 @@
+// Constants of the vector codec (quant/block_codec-inl.h), derived from the code tables.
+//
+// A code's place in a dynamic table is found without a search. The table is a row of decades
+// [10^-k, 10^(1-k)], each cut into equal cells, so inside a decade the code is affine in the
+// magnitude a. From the top 16 bits of a the decade follows by one multiplication, off by so little
+// around a power of ten that the affine guess, taken half a cell low, is the code or the one below
+// it. One compare with the exact decision point settles it.
+#ifndef BITSHARD_QUANT_VECTOR_TABLES_H_
+#define BITSHARD_QUANT_VECTOR_TABLES_H_
+
+#include <cstdint>
+
+namespace bitshard::quant {
+
+/// Magnitudes are raised to at least this before a decade is looked for: below the first decision
+/// point of both tables, so no code changes, and high enough that the decade's index can't wrap.
+inline constexpr float kMinMagnitude = 0x1p-23f;
+
+/// The decade slot of magnitude a in [kMinMagnitude, 1 + 2^-20] is (top16(a) * kSlotFactor >>
+/// kSlotShift) & 15, where top16 are the upper 16 bits of the float: about two slots a decade, 15
+/// in all, so that one table look-up of 16 entries gives a decade's constants.
+inline constexpr int32_t kSlotFactor = 19886;
+inline constexpr int kSlotShift = 22;
+
+/// The same with eight slots for eight-lane look-ups: trunc(float(bits(a)) * kSlot8Factor +
+/// kSlot8Offset).
+inline constexpr float kSlot8Factor = 19738.0f / (8388608.0f * 65536.0f);
+inline constexpr float kSlot8Offset = -261923492.0f / 8388608.0f;
+
+/// "Rank" is the distance from the code of zero: rank 0 is zero, signed code 127 + rank or 127 -
+/// rank.
+struct alignas(64) VectorTables {
+  uint8_t
+      value_planes[4][256];  ///< Byte b of the value of a rank (signed: 0..127) or code (unsigned).
+  uint8_t threshold_planes[4][256];  ///< Byte b of threshold[rank].
+  float value[256];                  ///< By code.
+  float threshold[256];  ///< a > threshold[r] means a rank above r. Where the decision point itself
+                         ///< goes up, this is the float below it. The last one is +infinity.
+  float scale[16];       ///< By slot: guess = floor(a * scale + offset) >= 0.
+  float offset[16];
+  float scale8[8];  ///< By slot of eight.
+  float offset8[8];
+};
+
+const VectorTables& SignedVectorTables();
+const VectorTables& UnsignedVectorTables();
+
+}  // namespace bitshard::quant
+
+#endif  // BITSHARD_QUANT_VECTOR_TABLES_H_

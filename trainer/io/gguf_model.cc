@@ -136,8 +136,8 @@ absl::Status GgufModel::ReadConfig() {
   BITSHARD_RETURN_IF_ERROR(ReadRope());
   BITSHARD_RETURN_IF_ERROR(ReadTokens());
   config_.tie_word_embeddings = file_->FindTensor("output.weight") == nullptr;
-  config_.qkv_bias = file_->FindTensor("blk.0.attn_q.bias") != nullptr;
-  config_.qk_norm = file_->FindTensor("blk.0.attn_q_norm.weight") != nullptr;
+  config_.qkv_bias = config_.model_type == "qwen2";
+  config_.qk_norm = config_.model_type == "qwen3";
   return absl::OkStatus();
 }
 

@@ -12,9 +12,9 @@
 
 #include "core/numeric.h"
 #include "core/parallel.h"
-#include "core/simd.h"
 #include "quant/block_codec.h"
 #include "quant/codebook.h"
+#include "tests/quant/for_each_target.h"
 
 #define HWY_WANT_AVX3_DL
 #undef HWY_TARGET_INCLUDE
@@ -89,18 +89,6 @@ std::vector<Table> Tables() {
              HWY_DYNAMIC_DISPATCH(DecodeUnsigned)
              (c, n, o);
            }}};
-}
-
-// Runs `body` once per SIMD target, best first.
-template <class Body>
-void ForEachTarget(Body body) {
-  for (const std::string& target : core::SupportedSimdTargets()) {
-    ASSERT_TRUE(core::ForceSimdTarget("").ok());
-    ASSERT_TRUE(core::ForceSimdTarget(target).ok());
-    SCOPED_TRACE(target);
-    body();
-  }
-  ASSERT_TRUE(core::ForceSimdTarget("").ok());
 }
 
 // The number of t whose vector code is not the scalar one; reports the first.

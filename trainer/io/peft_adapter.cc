@@ -42,12 +42,19 @@ std::vector<std::string> TargetModules(const PeftSettings& settings,
   return {suffixes.begin(), suffixes.end()};
 }
 
+// PEFT declares alpha an integer; programs that read the file may insist on it.
+nlohmann::ordered_json AlphaJson(double alpha) {
+  const auto whole = static_cast<int64_t>(alpha);
+  if (static_cast<double>(whole) == alpha) return whole;
+  return alpha;
+}
+
 nlohmann::ordered_json ConfigJson(const PeftSettings& settings, const core::FlatLayout& layout) {
   return {{"peft_type", "LORA"},
           {"task_type", "CAUSAL_LM"},
           {"base_model_name_or_path", settings.base_model},
           {"r", settings.r},
-          {"lora_alpha", settings.alpha},
+          {"lora_alpha", AlphaJson(settings.alpha)},
           {"lora_dropout", settings.dropout},
           {"target_modules", TargetModules(settings, layout)},
           {"bias", "none"},

@@ -1,0 +1,75 @@
+#include "trainer/run_lock.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "absl/strings/str_cat.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "tests/trainer/checkpoint_test_support.h"
+
+namespace bitshard::trainer {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+// A child that takes the lock, says so, and waits to be killed.
+pid_t StartHolder(const std::string& directory) {
+  int ready[2];
+  EXPECT_EQ(pipe(ready), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    const auto lock = RunLock::Acquire(directory);
+    const char answer = lock.ok() ? 'y' : 'n';
+    if (write(ready[1], &answer, 1) != 1) _exit(1);
+    for (;;) pause();
+  }
+  char answer = 0;
+  EXPECT_EQ(read(ready[0], &answer, 1), 1);
+  EXPECT_EQ(answer, 'y');
+  close(ready[0]);
+  close(ready[1]);
+  return child;
+}
+
+TEST(RunLock, TheSecondJobIsRefusedAndTheFirstIsNamed) {
+  const TemporaryFolder folder;
+  const std::string directory = folder.path() + "/runs/x";
+  const pid_t holder = StartHolder(directory);
+  const auto second = RunLock::Acquire(directory);
+  EXPECT_EQ(core::ExitCode(second.status()), 2);
+  EXPECT_THAT(
+      std::string(second.status().message()),
+      AllOf(HasSubstr("runs/x is in use by"), HasSubstr(absl::StrCat("process ", holder, " on "))));
+  kill(holder, SIGKILL);
+  int status = 0;
+  waitpid(holder, &status, 0);
+  const auto third = RunLock::Acquire(directory);
+  ASSERT_TRUE(third.ok()) << third.status();
+  EXPECT_THAT((*third)->taken_over_from(), HasSubstr(absl::StrCat("process ", holder)));
+}
+
+TEST(RunLock, ALockGivenBackLeavesNothingToTakeOver) {
+  const TemporaryFolder folder;
+  { ASSERT_TRUE(RunLock::Acquire(folder.path()).ok()); }
+  const auto again = RunLock::Acquire(folder.path());
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ((*again)->taken_over_from(), "");
+  EXPECT_FALSE(RunLock::Acquire(folder.path()).ok());
+}
+
+TEST(RunLock, AFolderThatCanNotBeMadeIsAFaultOfTheConfiguration) {
+  const TemporaryFolder folder;
+  ASSERT_TRUE(core::WriteFileAtomically(folder.path() + "/file", "x").ok());
+  const auto lock = RunLock::Acquire(folder.path() + "/file/run");
+  EXPECT_EQ(core::ExitCode(lock.status()), 2);
+  EXPECT_THAT(std::string(lock.status().message()), HasSubstr("output_dir"));
+}
+
+}  // namespace
+}  // namespace bitshard::trainer

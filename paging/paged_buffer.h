@@ -1,10 +1,11 @@
 // PagedBuffer: an array of bytes, in pages, of which only some need be in host memory at a time.
 //
-// The optimizer walks its state in a known order, so what comes next is exact knowledge, not a guess: a step
-// announces its walk, and pages are read ahead and written behind by the plan of paging/residency_policy.h.
+// The optimizer walks its state in a known order, so what comes next is exact knowledge, not a
+// guess: a step announces its walk, and pages are read ahead and written behind by the plan of
+// paging/residency_policy.h.
 //
-//   BITSHARD_RETURN_IF_ERROR(buffer->BeginWalk());                      // pages 0, 1, 2, ... once each
-//   for (int64_t page = 0; page < buffer->num_pages(); ++page) {
+//   BITSHARD_RETURN_IF_ERROR(buffer->BeginWalk());                      // pages 0, 1, 2, ... once
+//   each for (int64_t page = 0; page < buffer->num_pages(); ++page) {
 //     BITSHARD_ASSIGN_OR_RETURN(std::span<std::byte> bytes, buffer->Acquire(page));
 //     ...                                                               // read and write in place
 //     BITSHARD_RETURN_IF_ERROR(buffer->Release(page, {.dirty = true}));
@@ -46,13 +47,15 @@ struct ReleaseOptions {
 };
 
 /// Threads: one thread calls it. Pages start as zeros.
-/// Errors: kStorage naming the file and page for I/O failures and for a page whose checksum does not match what
-/// was written; kMemory where memory can't be had.
+/// At most as many pages are acquired at a time as the budget holds.
+/// Errors: kStorage naming the file and page for I/O failures and for a page whose checksum does
+/// not match what was written; kMemory where memory can't be had.
 class PagedBuffer {
  public:
-  /// `page_bytes` a multiple of 64; the last page is whole too. kFile preallocates the whole file at once, so a
-  /// full disk is an error here (with bytes needed and free) and not in the middle of training. The backing file
-  /// is unlinked as soon as it is open: nothing is left behind however the process ends.
+  /// `num_pages` >= 0; `page_bytes` a multiple of 64; the last page is whole too. kFile
+  /// preallocates the whole file at once, so a full disk is an error here (with bytes needed and
+  /// free) and not in the middle of training. The backing file is unlinked as soon as it is open:
+  /// nothing is left behind however the process ends.
   static absl::StatusOr<std::unique_ptr<PagedBuffer>> Create(int64_t num_pages, int64_t page_bytes,
                                                              const PagingOptions& options);
   virtual ~PagedBuffer() = default;
@@ -65,7 +68,8 @@ class PagedBuffer {
   /// Announces that pages 0 .. num_pages-1 will be acquired in order.
   virtual absl::Status BeginWalk() = 0;
   virtual absl::Status EndWalk() = 0;
-  /// The page's bytes, 64-byte aligned, in place until Release. Works outside a walk too, without read-ahead.
+  /// The page's bytes, 64-byte aligned, in place until Release. Works outside a walk too, without
+  /// read-ahead.
   virtual absl::StatusOr<std::span<std::byte>> Acquire(int64_t page) = 0;
   virtual absl::Status Release(int64_t page, ReleaseOptions options) = 0;
   virtual PagingCounters counters() const = 0;

@@ -13,15 +13,11 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "quant/formats.h"
 
 namespace bitshard::quant {
 
 enum class Type4Bit { kNf4, kFp4 };
-
-constexpr int64_t NumBlocks(int64_t n, int64_t block_size) {
-  return (n + block_size - 1) / block_size;
-}
-constexpr int64_t PackedBytes(int64_t n) { return (n + 1) / 2; }
 
 /// Shapes: x [n], code [256] sorted ascending, out [n], absmax [ceil(n / block_size)]; block_size
 /// >= 1. Errors: kInvalidArgument for sizes that don't fit together or a table that is not sorted.
@@ -64,7 +60,8 @@ struct Tensor4Bit {
   std::vector<uint8_t> packed;
   std::vector<float> absmax;     ///< Empty when double_quant.
   DoubleQuantizedAbsmax nested;  ///< Empty when not.
-  int64_t bytes() const;
+  /// Memory of the codes and scales.
+  int64_t bytes() const { return Tensor4BitBytes(numel, block_size, double_quant); }
 };
 absl::Status QuantizeTensor4Bit(std::span<const float> x, Type4Bit type, int64_t block_size,
                                 bool double_quant, Tensor4Bit* out);

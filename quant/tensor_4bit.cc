@@ -13,15 +13,13 @@
 namespace bitshard::quant {
 namespace {
 
-constexpr int64_t kNestedBlock = 256;
-
 std::span<const float> NestedCode() { return SignedDynamicTable().values; }
 
 absl::Status CheckNested(const DoubleQuantizedAbsmax& in, int64_t n) {
-  if (std::ssize(in.codes) != n || std::ssize(in.absmax) != NumBlocks(n, kNestedBlock)) {
+  if (std::ssize(in.codes) != n || std::ssize(in.absmax) != NumBlocks(n, kNestedBlockSize)) {
     return core::ConfigError(absl::StrCat("double-quantised absmax: ", in.codes.size(),
                                           " codes and ", in.absmax.size(), " scales, want ", n,
-                                          " and ", NumBlocks(n, kNestedBlock)));
+                                          " and ", NumBlocks(n, kNestedBlockSize)));
   }
   return absl::OkStatus();
 }
@@ -61,7 +59,7 @@ const float* Scales(const Tensor4Bit& in, int64_t first, int64_t count,
   for (int64_t i = 0; i < count; ++i) {
     const int64_t block = first + i;
     const float difference = code[in.nested.codes[static_cast<size_t>(block)]] *
-                             in.nested.absmax[static_cast<size_t>(block / kNestedBlock)];
+                             in.nested.absmax[static_cast<size_t>(block / kNestedBlockSize)];
     (*buffer)[static_cast<size_t>(i)] = difference + in.nested.offset;
   }
   return buffer->data();
@@ -94,21 +92,16 @@ absl::Status QuantizeAbsmax(std::span<const float> absmax, DoubleQuantizedAbsmax
   for (size_t i = 0; i < absmax.size(); ++i) difference[i] = absmax[i] - offset;
   out->offset = offset;
   out->codes.resize(absmax.size());
-  out->absmax.resize(static_cast<size_t>(NumBlocks(std::ssize(absmax), kNestedBlock)));
-  return QuantizeBlockwise(difference, NestedCode(), kNestedBlock, out->codes, out->absmax);
+  out->absmax.resize(static_cast<size_t>(NumBlocks(std::ssize(absmax), kNestedBlockSize)));
+  return QuantizeBlockwise(difference, NestedCode(), kNestedBlockSize, out->codes, out->absmax);
 }
 
 absl::Status DequantizeAbsmax(const DoubleQuantizedAbsmax& in, std::span<float> out) {
   BITSHARD_RETURN_IF_ERROR(CheckNested(in, std::ssize(out)));
   BITSHARD_RETURN_IF_ERROR(
-      DequantizeBlockwise(in.codes, NestedCode(), in.absmax, kNestedBlock, out));
+      DequantizeBlockwise(in.codes, NestedCode(), in.absmax, kNestedBlockSize, out));
   for (float& a : out) a = a + in.offset;
   return absl::OkStatus();
-}
-
-int64_t Tensor4Bit::bytes() const {
-  const int64_t scales = std::ssize(absmax) + std::ssize(nested.absmax);
-  return std::ssize(packed) + std::ssize(nested.codes) + 4 * scales + (double_quant ? 4 : 0);
 }
 
 absl::Status QuantizeTensor4Bit(std::span<const float> x, Type4Bit type, int64_t block_size,

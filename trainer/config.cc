@@ -93,12 +93,11 @@ absl::Status FaultsToStatus(const std::vector<ConfigFault>& faults) {
 
 }  // namespace
 
-absl::StatusOr<Config> ParseConfig(const std::string& text, const std::string& name,
-                                   const std::vector<std::string>& overrides) {
+absl::StatusOr<Config> ParseConfig(const std::string& text, const ConfigSource& source) {
   ConfigBinder binder;
-  BITSHARD_ASSIGN_OR_RETURN(const YamlNode root, ParseYaml(text, name));
-  binder.Bind(root, name, false);
-  for (const std::string& override_text : overrides) {
+  BITSHARD_ASSIGN_OR_RETURN(const YamlNode root, ParseYaml(text, source.path));
+  binder.Bind(root, source.path, false);
+  for (const std::string& override_text : source.overrides) {
     const absl::StatusOr<YamlNode> tree = ParseOverride(override_text);
     if (tree.ok()) {
       binder.Bind(*tree, "--set", true);
@@ -110,9 +109,14 @@ absl::StatusOr<Config> ParseConfig(const std::string& text, const std::string& n
   if (!binder.IsGiven("load_in_4bit")) {
     config.model.load_in_4bit = config.lora.adapter == AdapterKind::kQlora;
   }
-  for (const KeyFault& fault : FindFaults(config)) {
+  std::vector<KeyFault> faults = FindFaults(config);
+  if (source.needs_data && config.data.datasets.empty()) {
+    faults.push_back(
+        {"datasets", "missing; want what to train on, as in [{path: train.jsonl, type: auto}]"});
+  }
+  for (const KeyFault& fault : faults) {
     const std::string where = binder.WhereIs(fault.key);
-    binder.AddFault(where.empty() ? core::Escaped(name, 4096) : where,
+    binder.AddFault(where.empty() ? core::Escaped(source.path, 4096) : where,
                     absl::StrCat(fault.key, ": ", fault.text));
   }
   BITSHARD_RETURN_IF_ERROR(FaultsToStatus(binder.faults()));
@@ -123,7 +127,7 @@ absl::StatusOr<Config> LoadConfig(const ConfigSource& source) {
   const absl::StatusOr<std::string> text = core::ReadFile(source.path, kMaxYamlBytes);
   // A configuration that can't be read is a fault of the command line, not of the data.
   if (!text.ok()) return core::ConfigError(std::string(text.status().message()));
-  return ParseConfig(*text, source.path, source.overrides);
+  return ParseConfig(*text, source);
 }
 
 absl::Status ValidateConfig(const Config& config) {

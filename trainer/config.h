@@ -222,7 +222,8 @@ struct Config {
 struct ConfigSource {
   std::string path;  ///< The YAML file.
   std::vector<std::string>
-      overrides;  ///< "key=value", "paging.tier=file", "report_to=[csv]": after the file.
+      overrides;            ///< "key=value", "paging.tier=file", "report_to=[csv]": after the file.
+  bool needs_data = false;  ///< `datasets` must name something: for the commands that train.
 };
 
 /// Reads, binds and validates. Numbers are read whole ("12abc" and "1e6" for an integer are
@@ -231,10 +232,9 @@ struct ConfigSource {
 /// can't be read: kConfig.
 absl::StatusOr<Config> LoadConfig(const ConfigSource& source);
 
-/// The same for a text; `name` stands for the file in messages. For the resolved text inside a
-/// checkpoint.
-absl::StatusOr<Config> ParseConfig(const std::string& text, const std::string& name,
-                                   const std::vector<std::string>& overrides = {});
+/// The same for a text; `source.path` stands for the file in messages. For the resolved text inside
+/// a checkpoint.
+absl::StatusOr<Config> ParseConfig(const std::string& text, const ConfigSource& source);
 
 /// Checks every range and every combination of keys.
 /// Errors: kConfig, all faults, one a line.

@@ -11,10 +11,17 @@
 namespace bitshard::core {
 namespace {
 
+// hwy::SupportedTargets, whose side effect is to choose the best target again, disabled or not: choose right.
+int64_t EnabledTargets() {
+  const int64_t targets = hwy::SupportedTargets();
+  hwy::GetChosenTarget().Update(targets);
+  return targets;
+}
+
 // Highway numbers its targets so that a better one has a lower bit.
 std::vector<int64_t> TargetBits() {
   std::vector<int64_t> bits;
-  for (int64_t rest = hwy::SupportedTargets(); rest != 0; rest &= rest - 1) bits.push_back(rest & -rest);
+  for (int64_t rest = EnabledTargets(); rest != 0; rest &= rest - 1) bits.push_back(rest & -rest);
   return bits;
 }
 
@@ -41,7 +48,7 @@ absl::Status ForceSimdTarget(const std::string& name) {
     }
     hwy::DisableTargets(wanted - 1);
   }
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  EnabledTargets();
   return absl::OkStatus();
 }
 

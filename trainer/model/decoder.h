@@ -1,10 +1,12 @@
-// Decoder: a frozen transformer of the Llama family, in 4 bits or dense, with LoRA adapters, whose forward and
-// backward passes are written out by hand over one arena of activations. No autograd graph, no allocation while
-// it runs: what a pass needs is known before (Decoder::Cost), so `bitshard plan` can say it.
+// Decoder: a frozen transformer of the Llama family, in 4 bits or dense, with LoRA adapters, whose
+// forward and backward passes are written out by hand over one arena of activations. No autograd
+// graph, no allocation while it runs: what a pass needs is known before (Decoder::Cost), so
+// `bitshard plan` can say it.
 //
 //   BITSHARD_ASSIGN_OR_RETURN(auto decoder, Decoder::Create(*source, options));
 //   decoder->InitAdapter(seed, arena);
-//   BITSHARD_ASSIGN_OR_RETURN(LossSum loss, decoder->ForwardBackward(batch, {.parameters = arena, ...}));
+//   BITSHARD_ASSIGN_OR_RETURN(LossSum loss, decoder->ForwardBackward(batch, {.parameters = arena,
+//   ...}));
 #ifndef BITSHARD_TRAINER_MODEL_DECODER_H_
 #define BITSHARD_TRAINER_MODEL_DECODER_H_
 
@@ -43,17 +45,19 @@ struct DecoderOptions {
   int64_t quant_block_size = 64;
   bool double_quant = true;
   LoraOptions lora;
-  bool activation_checkpointing = true;  ///< Keep one activation a layer and run each layer forward twice.
-  int64_t max_tokens = 0;                ///< Most tokens in a MicroBatch.
-  int64_t max_sample_tokens = 0;         ///< Longest sample.
+  bool activation_checkpointing =
+      true;                       ///< Keep one activation a layer and run each layer forward twice.
+  int64_t max_tokens = 0;         ///< Most tokens in a MicroBatch.
+  int64_t max_sample_tokens = 0;  ///< Longest sample.
 };
 
 /// Host memory by purpose, bytes.
 struct DecoderCost {
   int64_t base_weights = 0;  ///< Packed 4-bit (or dense) Linear weights, norms.
   int64_t embeddings = 0;    ///< Token embedding and output head.
-  int64_t activations = 0;   ///< The arena: saved activations and scratch of forward, backward and the loss.
-  int64_t dequantized = 0;   ///< Scratch for dequantised weights.
+  int64_t activations =
+      0;  ///< The arena: saved activations and scratch of forward, backward and the loss.
+  int64_t dequantized = 0;  ///< Scratch for dequantised weights.
   int64_t total() const { return base_weights + embeddings + activations + dequantized; }
 };
 
@@ -66,20 +70,22 @@ struct LossSum {
 
 struct PassArgs {
   std::span<const float> parameters;  ///< Adapter arena, float32 [adapter_layout().padded_elems()].
-  std::span<float> gradients;         ///< Same layout; every element of every tensor is written, not added.
-  uint64_t seed = 0;                  ///< With step: the key of dropout.
+  std::span<float>
+      gradients;      ///< Same layout; every element of every tensor is written, not added.
+  uint64_t seed = 0;  ///< With step: the key of dropout.
   int64_t step = 0;
-  double loss_scale = 1;              ///< Gradients are those of loss_scale * (sum of nats).
+  double loss_scale = 1;  ///< Gradients are those of loss_scale * (sum of nats).
 };
-
 
 /// Threads: one thread calls it; inside it uses core::ParallelFor and LibTorch's matrix products.
 class Decoder {
  public:
-  /// Quantises tensor by tensor as it reads. Errors: kData, kConfig (target_modules that match nothing), kMemory.
+  /// Quantises tensor by tensor as it reads. Errors: kData, kConfig (target_modules that match
+  /// nothing), kMemory.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(const io::WeightSource& source,
                                                          const DecoderOptions& options);
-  static absl::StatusOr<core::FlatLayout> AdapterLayout(const ModelConfig& config, const LoraOptions& lora);
+  static absl::StatusOr<core::FlatLayout> AdapterLayout(const ModelConfig& config,
+                                                        const LoraOptions& lora);
   static DecoderCost Cost(const ModelConfig& config, const DecoderOptions& options);
   virtual ~Decoder() = default;
 
@@ -90,25 +96,32 @@ class Decoder {
   /// ("model.layers.29.mlp.down_proj.lora_B.weight"), in the order in which backward finishes them.
   virtual const core::FlatLayout& adapter_layout() const = 0;
 
-  /// PEFT's initialisation: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt(5)), B zero; padding zero.
+  /// PEFT's initialisation: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt(5)), B zero; padding
+  /// zero.
   virtual void InitAdapter(uint64_t seed, std::span<float> parameters) const = 0;
 
-  /// Loss and gradients of one micro-batch. `ready` is called once for each tensor of adapter_layout(), as soon as
-  /// its gradient is written; backward goes on after it returns; an error from it ends the pass.
-  /// Numerics: the same batch, parameters, processor type and threads give the same bits.
-  virtual absl::StatusOr<LossSum> ForwardBackward(const MicroBatch& batch, const PassArgs& args,
-                                                  absl::FunctionRef<absl::Status(int64_t tensor)> ready) = 0;
+  /// Loss and gradients of one micro-batch. `ready` is called once for each tensor of
+  /// adapter_layout(), as soon as its gradient is written; backward goes on after it returns; an
+  /// error from it ends the pass. Numerics: the same batch, parameters, processor type and threads
+  /// give the same bits.
+  virtual absl::StatusOr<LossSum> ForwardBackward(
+      const MicroBatch& batch, const PassArgs& args,
+      absl::FunctionRef<absl::Status(int64_t tensor)> ready) = 0;
 
-  /// Loss only, without dropout. `per_token` (empty, or [num_tokens]) gets each target's nats, 0 where not trained.
-  virtual absl::StatusOr<LossSum> Evaluate(const MicroBatch& batch, std::span<const float> parameters,
+  /// Loss only, without dropout. `per_token` (empty, or [num_tokens]) gets each target's nats, 0
+  /// where not trained.
+  virtual absl::StatusOr<LossSum> Evaluate(const MicroBatch& batch,
+                                           std::span<const float> parameters,
                                            std::span<float> per_token) = 0;
 
-  /// Logits of every token: out [num_tokens, vocab_size]. For tests and tools: whole vocabulary at once.
-  virtual absl::Status Logits(const MicroBatch& batch, std::span<const float> parameters, std::span<float> out) = 0;
+  /// Logits of every token: out [num_tokens, vocab_size]. For tests and tools: whole vocabulary at
+  /// once.
+  virtual absl::Status Logits(const MicroBatch& batch, std::span<const float> parameters,
+                              std::span<float> out) = 0;
 
-  /// Greedy continuation of each prompt (sampled when temperature > 0, from a counter RNG keyed by seed), until an
-  /// end token, `stop_tokens` or max_new_tokens. Returns the new tokens, end token left out. Prompts are decoded
-  /// together. An empty `parameters` generates with the base alone.
+  /// Greedy continuation of each prompt (sampled when temperature > 0, from a counter RNG keyed by
+  /// seed), until an end token, `stop_tokens` or max_new_tokens. Returns the new tokens, end token
+  /// left out. Prompts are decoded together. An empty `parameters` generates with the base alone.
   struct GenerateOptions {
     int64_t max_new_tokens = 64;
     double temperature = 0;
@@ -119,7 +132,8 @@ class Decoder {
       const std::vector<std::vector<int32_t>>& prompts, std::span<const float> parameters,
       const GenerateOptions& options) = 0;
 
-  /// The frozen Linear weight `name` as the passes use it, dequantised to float32 (for export and merge).
+  /// The frozen Linear weight `name` as the passes use it, dequantised to float32 (for export and
+  /// merge).
   virtual absl::Status DequantizedWeight(const std::string& name, std::span<float> out) const = 0;
 
   /// Frozen bytes in use now, by purpose: what Cost promised.

@@ -1,5 +1,5 @@
-// The shape of a decoder-only transformer of the Llama family (Llama, Mistral, Qwen2, Qwen3), whatever file it
-// came from. Field names are those of Hugging Face's config.json.
+// The shape of a decoder-only transformer of the Llama family (Llama, Mistral, Qwen2, Qwen3),
+// whatever file it came from. Field names are those of Hugging Face's config.json.
 #ifndef BITSHARD_TRAINER_MODEL_MODEL_CONFIG_H_
 #define BITSHARD_TRAINER_MODEL_MODEL_CONFIG_H_
 

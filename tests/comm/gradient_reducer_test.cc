@@ -3,14 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
-#include <mutex>
-#include <numeric>
-
-#include "absl/strings/str_cat.h"
-#include "core/check.h"
+#include "absl/time/clock.h"
 #include "core/error.h"
-#include "core/rng.h"
+#include "tests/comm/reducer_reference.h"
 #include "tests/comm/world.h"
 
 namespace bitshard::comm {
@@ -18,132 +13,24 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr int64_t kBucketBytes = 4096;
 const absl::Duration kTimeout = absl::Seconds(60);
 
-// Odd sizes: padding, tensors of many blocks, one bucket of a single block (empty runs at three
-// ranks and more).
-core::FlatLayout TestLayout() {
-  auto layout = core::FlatLayout::Create({{.name = "a", .shape = {100}},
-                                          {.name = "b", .shape = {33, 50}},
-                                          {.name = "c", .shape = {700}},
-                                          {.name = "d", .shape = {5, 5, 5}},
-                                          {.name = "e", .shape = {3000}},
-                                          {.name = "f", .shape = {1}}});
-  BITSHARD_CHECK(layout.ok()) << layout.status().ToString();
-  return *std::move(layout);
-}
-
-// Magnitudes over 2^+-20, so that any other order of additions gives other bits.
-float Gradient(int64_t step, int64_t micro, int64_t element) {
-  const core::Philox4 random =
-      core::Philox(static_cast<uint64_t>(step * 100 + micro), static_cast<uint64_t>(element), 7);
-  return std::ldexp(core::UniformFloat(random.word[0]) - 0.5f,
-                    static_cast<int>(random.word[1] % 41) - 20);
-}
-
-// The reference: the tree's definition as a recursion over one element.
-float TreeSum(int64_t step, int64_t element, int64_t begin, int64_t end) {
-  if (end - begin == 1) return Gradient(step, begin, element);
-  int64_t half = 1;
-  while (half * 2 < end - begin) half *= 2;
-  return TreeSum(step, element, begin, begin + half) + TreeSum(step, element, begin + half, end);
-}
-
-std::vector<float> ReferenceSum(const core::FlatLayout& layout, int64_t step,
-                                int64_t micro_batches) {
-  std::vector<float> sum(static_cast<size_t>(layout.padded_elems()), 0.0f);
-  for (const core::FlatTensor& tensor : layout.tensors()) {
-    for (int64_t i = 0; i < tensor.numel; ++i) {
-      sum[static_cast<size_t>(tensor.offset() + i)] =
-          TreeSum(step, tensor.offset() + i, 0, micro_batches);
-    }
-  }
-  return sum;
-}
-
-void WriteTensor(const core::FlatLayout& layout, int64_t tensor, int64_t step, int64_t micro,
-                 std::span<float> leaf) {
-  const int64_t offset = layout.tensor(tensor).offset();
-  for (int64_t i = 0; i < layout.tensor(tensor).numel; ++i) {
-    leaf[static_cast<size_t>(offset + i)] = Gradient(step, micro, offset + i);
-  }
-}
-
-// Tensors in an order that differs by rank and micro-batch.
-std::vector<int64_t> ReadyOrder(int64_t num_tensors, int64_t seed) {
-  std::vector<int64_t> order(static_cast<size_t>(num_tensors));
-  std::iota(order.begin(), order.end(), 0);
-  std::rotate(order.begin(), order.begin() + seed % num_tensors, order.end());
-  return order;
-}
-
-void RunStep(const core::FlatLayout& layout, Communicator& comm, int64_t step,
-             int64_t micro_batches, GradientReducer* reducer) {
-  const MicroBatchRange range = MicroBatchesOf(comm.rank(), comm.world_size(), micro_batches);
-  reducer->BeginStep();
-  for (int64_t micro = range.begin; micro < range.end; ++micro) {
-    reducer->BeginMicroBatch();
-    for (const int64_t tensor : ReadyOrder(layout.num_tensors(), micro + comm.rank())) {
-      WriteTensor(layout, tensor, step, micro, reducer->leaf());
-      const absl::Status ready = reducer->TensorReady(tensor);
-      ASSERT_TRUE(ready.ok()) << ready;
-    }
-  }
-}
-
-void ExpectSameBits(std::span<const float> got, const float* want, int64_t begin,
-                    const std::string& what) {
-  for (size_t i = 0; i < got.size(); ++i) {
-    ASSERT_EQ(std::memcmp(&got[i], &want[i], sizeof(float)), 0)
-        << what << ": element " << begin + static_cast<int64_t>(i) << " is " << got[i] << ", want "
-        << want[i];
-  }
-}
-
-// Two steps of `micro_batches` on a world; every rank's blocks must have the bits of the reference
-// tree.
-void CheckSums(int world_size, int64_t micro_batches) {
-  const core::FlatLayout layout = TestLayout();
-  const ShardMap shards(layout, world_size, kBucketBytes);
-  const std::string what = absl::StrCat(micro_batches, " micro-batches on ", world_size, " ranks");
-  RunOnThreads(world_size, kTimeout, [&](Communicator& comm) {
-    const GradientReducerOptions options{.micro_batches_per_step = micro_batches};
-    auto reducer = GradientReducer::Create(layout, shards, &comm, options);
-    ASSERT_TRUE(reducer.ok()) << reducer.status();
-    const ReducerCost cost = GradientReducer::Cost(layout, shards, comm.rank(), options);
-    for (int64_t step = 0; step < 2; ++step) {
-      const int64_t sent_before = comm.bytes_sent();
-      RunStep(layout, comm, step, micro_batches, reducer->get());
-      auto sums = (*reducer)->FinishStep();
-      ASSERT_TRUE(sums.ok()) << sums.status();
-      const std::vector<float> want = ReferenceSum(layout, step, micro_batches);
-      size_t at = 0;
-      for (const core::BlockRange run : shards.RunsOf(comm.rank())) {
-        const size_t elems = static_cast<size_t>(run.size() * core::kBlockElems);
-        ExpectSameBits(sums->subspan(at, elems),
-                       &want[static_cast<size_t>(run.begin * core::kBlockElems)],
-                       run.begin * core::kBlockElems, what);
-        at += elems;
-      }
-      EXPECT_EQ(sums->size(), at);
-      EXPECT_EQ(comm.bytes_sent() - sent_before, cost.sent_bytes_per_step) << what;
-    }
-  });
+void CheckSumsOnThreads(int world_size, int64_t micro_batches) {
+  RunOnThreads(world_size, kTimeout, [&](Communicator& comm) { CheckSums(comm, micro_batches); });
 }
 
 TEST(GradientReducer, SumsHaveTheBitsOfTheTreeAtAnyWorldSize) {
   for (int64_t micro_batches = 1; micro_batches <= 9; ++micro_batches) {
     for (int world_size = 1; world_size <= std::min<int64_t>(micro_batches, 6); ++world_size) {
-      CheckSums(world_size, micro_batches);
+      CheckSumsOnThreads(world_size, micro_batches);
     }
   }
 }
 
 TEST(GradientReducer, ManyMicroBatchesUseEveryPartialBuffer) {
-  CheckSums(1, 37);
-  CheckSums(3, 37);
-  CheckSums(2, 64);
+  CheckSumsOnThreads(1, 37);
+  CheckSumsOnThreads(3, 37);
+  CheckSumsOnThreads(2, 64);
 }
 
 TEST(GradientReducer, SendsABucketBeforeTheNextOneIsReady) {

@@ -81,13 +81,26 @@ HWY_INLINE void LookUpBlock(const uint8_t* packed, int64_t n, const float (&prod
   for (; i < n; ++i) out[i] = products[i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15];
 }
 
+// core::Bf16FromFloat of each lane.
+HWY_INLINE hn::Vec<U32Tag> Bf16Bits(FloatVec x) {
+  const U32Tag du;
+  const auto bits = hn::BitCast(du, x);
+  const auto upper = hn::ShiftRight<16>(bits);
+  const auto odd = hn::And(upper, hn::Set(du, 1));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFF))));
+  const auto quiet_nan = hn::Or(hn::And(upper, hn::Set(du, 0x8000)), hn::Set(du, 0x7FC0));
+  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(x)), quiet_nan, rounded);
+}
+
 HWY_INLINE void LookUpBlock(const uint8_t* packed, int64_t n, const float (&products)[16],
                             uint16_t* out) {
   uint32_t even[16];  // bfloat16 bits in the lower half: a pair of elements is one 32-bit lane
   uint32_t odd[16];   // ... in the upper half
-  for (int k = 0; k < 16; ++k) {
-    even[k] = core::Bf16FromFloat(products[k]);
-    odd[k] = even[k] << 16;
+  const U32Tag du;
+  for (size_t k = 0; k < 16; k += hn::Lanes(du)) {
+    const auto bits = Bf16Bits(hn::LoadU(FloatTag(), products + k));
+    hn::StoreU(bits, du, even + k);
+    hn::StoreU(hn::ShiftLeft<16>(bits), du, odd + k);
   }
   int64_t i = 0;
   if constexpr (kLookupPays) {
@@ -182,7 +195,8 @@ struct Fp4Vector {
 };
 
 template <class Vector>
-HWY_INLINE void EncodeBlock4(const float* x, int64_t n, BlockScale scale, uint8_t* packed) {
+HWY_INLINE void EncodeBlock4(const Ranker& ranker, const float* x, int64_t n, BlockScale scale,
+                             uint8_t* packed) {
   using Codec = typename Vector::Codec;
   constexpr uint8_t kZero = Codec::kZeroCode;
   if (!scale.coded()) {
@@ -191,7 +205,6 @@ HWY_INLINE void EncodeBlock4(const float* x, int64_t n, BlockScale scale, uint8_
   }
   int64_t i = 0;
   if constexpr (kLookupPays) {
-    const Ranker ranker(Codec::Bounds());
     const FloatTag d;
     // No clamp: what is above 1 by a few ulps has the code of 1.
     const auto reciprocal = hn::Set(d, scale.reciprocal);
@@ -214,11 +227,12 @@ HWY_INLINE void EncodeBlock4(const float* x, int64_t n, BlockScale scale, uint8_
 template <class Vector>
 HWY_INLINE void QuantizeBlocks4(const float* x, int64_t n, int64_t block_size, uint8_t* packed,
                                 float* absmax) {
+  const Ranker ranker(Vector::Codec::Bounds());
   for (int64_t begin = 0; begin < n; begin += block_size) {
     const int64_t count = std::min(block_size, n - begin);
     const BlockScale scale = ScaleOfBlock(BlockMaxAbsBits(x + begin, count));
     *absmax++ = scale.absmax;
-    EncodeBlock4<Vector>(x + begin, count, scale, packed + begin / 2);
+    EncodeBlock4<Vector>(ranker, x + begin, count, scale, packed + begin / 2);
   }
 }
 

@@ -60,19 +60,28 @@ HWY_INLINE __m512i Lookup256(const uint8_t* plane, __m512i index, __mmask64 uppe
   return _mm512_mask_mov_epi8(low, upper, high);
 }
 
-// Byte kByte of each of 64 dwords. kLaneOrder: in lane order, else in natural order.
+// Where byte kByte of each of 64 dwords goes, for a look-up in vectors 0 and 1 and one in 2 and 3.
+template <int kByte, bool kLaneOrder>
+struct alignas(64) PackOrder {
+  constexpr PackOrder() {
+    for (int i = 0; i < 64; ++i) {
+      const int element = kLaneOrder ? i / 4 % 4 * 16 + i / 16 * 4 + i % 4 : i;
+      index[i] = static_cast<uint8_t>(element % 32 * 4 + kByte);
+      if (element >= 32) from_upper |= uint64_t{1} << i;
+    }
+  }
+  uint8_t index[64] = {};
+  uint64_t from_upper = 0;
+};
+
+// Byte kByte of each of 64 dwords: in lane order, or in natural order.
 template <int kByte, bool kLaneOrder>
 HWY_INLINE __m512i PackBytes(const __m512i (&v)[4]) {
-  alignas(64) uint8_t index[64];
-  uint64_t second = 0;  // bytes that come from v[2] and v[3]
-  for (int i = 0; i < 64; ++i) {
-    const int element = kLaneOrder ? i / 4 % 4 * 16 + i / 16 * 4 + i % 4 : i;
-    index[i] = static_cast<uint8_t>(element % 32 * 4 + kByte);
-    if (element >= 32) second |= uint64_t{1} << i;
-  }
-  const __m512i pick = _mm512_load_si512(index);
-  return _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(v[0], pick, v[1]), second,
-                              _mm512_permutex2var_epi8(v[2], pick, v[3]));
+  static constexpr PackOrder<kByte, kLaneOrder> kOrder;
+  const __m512i index = _mm512_load_si512(kOrder.index);
+  const __m512i lower = _mm512_permutex2var_epi8(v[0], index, v[1]);
+  const __m512i upper = _mm512_permutex2var_epi8(v[2], index, v[3]);
+  return _mm512_mask_mov_epi8(lower, kOrder.from_upper, upper);
 }
 
 }  // namespace detail
@@ -87,8 +96,9 @@ class DynamicCoder {
 
   HWY_INLINE uint8_t zero_code() const { return kSigned ? 127 : 0; }
 
-  /// v[i] = values of codes [16 i, 16 i + 16).
-  HWY_INLINE void Decode(const uint8_t* HWY_RESTRICT codes, Vec512f (&v)[4]) const {
+  /// out[i] = value of codes[i] * scale, 64 of them.
+  HWY_INLINE void DecodeScaled(const uint8_t* HWY_RESTRICT codes, float scale,
+                               float* HWY_RESTRICT out) const {
     const __m512i code = detail::LaneOrder(_mm512_loadu_si512(codes));
     const auto& planes = tables_->value_planes;
     __m512i p[4];
@@ -106,9 +116,10 @@ class DynamicCoder {
       const __mmask64 upper = _mm512_movepi8_mask(code);
       for (int b = 0; b < 4; ++b) p[b] = detail::Lookup256(planes[b], code, upper);
     }
-    __m512 out[4];
-    detail::JoinPlanes(p, out);
-    for (int i = 0; i < 4; ++i) v[i] = Vec512f{out[i]};
+    __m512 value[4];
+    detail::JoinPlanes(p, value);
+    const __m512 scales = _mm512_set1_ps(scale);
+    for (int i = 0; i < 4; ++i) _mm512_storeu_ps(out + 16 * i, _mm512_mul_ps(value[i], scales));
   }
 
   /// codes [16 i, 16 i + 16) of t[i], which must be in [-1 - 2^-20, 1 + 2^-20] and is taken as

@@ -38,8 +38,8 @@ struct alignas(64) VectorTables {
                          ///< goes up, this is the float below it. The last one is +infinity.
   float scale[16];       ///< By slot: guess = floor(a * scale + offset) >= 0.
   float offset[16];
-  float scale8[8];  ///< By slot of eight.
-  float offset8[8];
+  float scale8[16];  ///< By slot of eight; the upper half is only there for full vectors.
+  float offset8[16];
 };
 
 const VectorTables& SignedVectorTables();

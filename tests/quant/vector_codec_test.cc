@@ -12,6 +12,7 @@
 
 #include "core/numeric.h"
 #include "core/parallel.h"
+#include "core/simd.h"
 #include "quant/block_codec.h"
 #include "quant/codebook.h"
 #include "tests/quant/for_each_target.h"
@@ -46,6 +47,7 @@ void DecodeUnsigned(const uint8_t* codes, int64_t n, float* out) {
 float EncodeOneBlock(const float* x, int64_t n, uint8_t* codes) {
   return EncodeBlock(DynamicCoder<true>(), x, n, codes);
 }
+std::string CompiledTarget() { return hwy::TargetName(HWY_TARGET); }
 uint32_t MaxBits(const float* x, int64_t n) { return BlockMaxAbsBits(x, n); }
 
 }  // namespace bitshard::quant::HWY_NAMESPACE
@@ -62,6 +64,7 @@ HWY_EXPORT(DecodeSigned);
 HWY_EXPORT(DecodeUnsigned);
 HWY_EXPORT(EncodeOneBlock);
 HWY_EXPORT(MaxBits);
+HWY_EXPORT(CompiledTarget);
 
 struct Table {
   const char* name;
@@ -110,6 +113,15 @@ int64_t Mismatches(const Table& table, const std::vector<float>& t) {
 void Append(std::vector<float>* out, uint32_t bits) {
   const float t = core::FloatFromBits(bits);
   if (t >= -1.0f && t <= 1.0f) out->push_back(t);
+}
+
+TEST(VectorCodec, RunsTheTargetThatIsForced) {
+  ForEachTarget([] {
+    const std::string forced = core::SimdTargetName();
+    if (forced == "EMU128")
+      return;  // like SCALAR, a name for plain loops: a binary has one of the two
+    EXPECT_EQ(HWY_DYNAMIC_DISPATCH(CompiledTarget)(), forced);
+  });
 }
 
 TEST(VectorCodec, DecodesEveryCodeToItsTableEntry) {

@@ -1,0 +1,268 @@
+#include "trainer/data/text_process.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/status_macros.h"
+#include "trainer/data/cache_key.h"
+#include "trainer/io/json.h"
+
+namespace bitshard::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+using io::Json;
+using io::JsonObject;
+
+constexpr std::chrono::milliseconds kLockPoll(50);
+constexpr char kWho[] = "the text process (python -m trainer.text)";
+
+// ASCII only, so that no locale of the child's matters; ill-formed UTF-8 becomes U+FFFD.
+std::string LineOf(const nlohmann::ordered_json& json) {
+  return json.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+WaitOptions WaitFor(const TextPython& python) {
+  return {.seconds = python.stall_timeout_seconds, .stop_requested = python.stop_requested};
+}
+
+absl::StatusOr<std::unique_ptr<ChildProcess>> StartPython(const TextPython& python,
+                                                          const std::vector<std::string>& command) {
+  std::vector<std::string> arguments = {python.interpreter, "-m", "trainer.text", "--parent",
+                                        absl::StrCat(getpid())};
+  arguments.insert(arguments.end(), command.begin(), command.end());
+  const fs::path root = fs::absolute(python.package_root);
+  return ChildProcess::Start({.arguments = arguments,
+                              .environment = {"PYTHONPATH=" + root.string(), "PYTHONUTF8=1",
+                                              "PYTHONDONTWRITEBYTECODE=1"}});
+}
+
+// `status` is that of a ChildProcess: its message is a clause about the child.
+absl::Status WithLastWords(const absl::Status& status, ChildProcess* child) {
+  if (core::KindOf(status) == core::ErrorKind::kInterrupted) return status;
+  const std::string words = child->LastWords();
+  return core::MakeError(core::KindOf(status),
+                         absl::StrCat(kWho, " ", std::string(status.message()),
+                                      words.empty() ? "" : "; its last lines:\n", words));
+}
+
+// The end of the child's output before it said that it was done.
+absl::Status UnexpectedEnd(ChildProcess* child) {
+  return WithLastWords(core::DataError(child->End()), child);
+}
+
+// The next JSON object; the child's end and {"error": ...} are errors.
+absl::StatusOr<Json> NextObject(const TextPython& python, ChildProcess* child) {
+  auto line = child->ReadLine(WaitFor(python));
+  if (!line.ok()) return WithLastWords(line.status(), child);
+  if (!line->has_value()) return UnexpectedEnd(child);
+  BITSHARD_ASSIGN_OR_RETURN(Json json, io::ParseJson(**line, kWho));
+  BITSHARD_RETURN_IF_ERROR(JsonObject::Of(json, kWho).status());
+  return json;
+}
+
+std::string CacheName(const TokenCacheSpec& spec, const std::string& key) {
+  return (fs::path(spec.cache_directory) / (key + ".tokens")).string();
+}
+
+absl::StatusOr<core::ScopedFd> Lock(const std::string& path, const TextPython& python) {
+  core::ScopedFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
+  if (fd.get() < 0) {
+    return core::StorageError(
+        absl::StrCat(core::Escaped(path, 4096), ": can't be opened: ", std::strerror(errno)));
+  }
+  while (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) {
+      return core::StorageError(
+          absl::StrCat(core::Escaped(path, 4096), ": flock: ", std::strerror(errno)));
+    }
+    if (python.stop_requested && python.stop_requested()) {
+      return core::InterruptedError("stopped while another process makes the token cache");
+    }
+    std::this_thread::sleep_for(kLockPoll);
+  }
+  return fd;
+}
+
+// What a child that was killed left behind. Only the holder of the lock may call this.
+void RemoveUnfinished(const std::string& cache_name) {
+  const fs::path path = cache_name;
+  const std::string prefix = path.filename().string() + ".tmp.";
+  std::error_code error;
+  std::vector<fs::path> unfinished;
+  for (fs::directory_iterator entry(path.parent_path(), error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (absl::StartsWith(entry->path().filename().string(), prefix)) {
+      unfinished.push_back(entry->path());
+    }
+  }
+  for (const fs::path& file : unfinished) fs::remove(file, error);
+}
+
+nlohmann::ordered_json SpecJson(const TokenCacheSpec& spec, const std::string& output) {
+  nlohmann::ordered_json datasets = nlohmann::ordered_json::array();
+  for (const DatasetOptions& dataset : spec.datasets) {
+    datasets.push_back({{"path", dataset.path}, {"type", SampleTypeName(dataset.type)}});
+  }
+  return {{"output", output},
+          {"tokenizer", spec.tokenizer},
+          {"datasets", datasets},
+          {"sequence_len", spec.sequence_len},
+          {"excess_length", ExcessLengthName(spec.excess_length)},
+          {"train_on_inputs", spec.train_on_inputs}};
+}
+
+// The child's {"error": text} as a status of the kind that its exit status names.
+absl::Status ReportedError(ChildProcess* child, const std::string& message) {
+  child->CloseInput();
+  const std::string end = child->End();
+  const int status = child->exit_status();
+  const auto kind = static_cast<core::ErrorKind>(status);
+  if (kind == core::ErrorKind::kConfig || kind == core::ErrorKind::kData ||
+      kind == core::ErrorKind::kStorage) {
+    return core::MakeError(kind, message);
+  }
+  return core::DataError(absl::StrCat(message, " (", kWho, " ", end, ")"));
+}
+
+// Runs the child until the cache is written; returns its peak resident set.
+absl::StatusOr<int64_t> MakeCache(const TokenCacheSpec& spec, const std::string& output) {
+  BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<ChildProcess> child,
+                            StartPython(spec.python, {"prepare"}));
+  const absl::Status sent = child->WriteLine(LineOf(SpecJson(spec, output)), WaitFor(spec.python));
+  if (!sent.ok()) return WithLastWords(sent, child.get());
+  child->CloseInput();
+  while (true) {
+    BITSHARD_ASSIGN_OR_RETURN(const Json json, NextObject(spec.python, child.get()));
+    BITSHARD_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, kWho));
+    if (object.Has("error")) {
+      BITSHARD_ASSIGN_OR_RETURN(const std::string message, object.GetString("error"));
+      return ReportedError(child.get(), message);
+    }
+    if (object.Has("progress")) {
+      BITSHARD_ASSIGN_OR_RETURN(const std::string text, object.GetString("progress"));
+      if (spec.on_progress) spec.on_progress(core::Escaped(text, 500));
+      continue;
+    }
+    BITSHARD_ASSIGN_OR_RETURN(const JsonObject done, object.GetObject("done"));
+    return done.GetInt("peak_rss_bytes");
+  }
+}
+
+absl::StatusOr<std::unique_ptr<TokenCache>> OpenChecked(const TokenCacheSpec& spec,
+                                                        const std::string& path) {
+  BITSHARD_ASSIGN_OR_RETURN(std::unique_ptr<TokenCache> cache, TokenCache::Open(path));
+  if (cache->max_sample_tokens() > spec.sequence_len) {
+    return core::DataError(absl::StrFormat(
+        "%s: a sample of %d tokens, want at most %d (sequence_len); delete the file",
+        core::Escaped(path, 4096), cache->max_sample_tokens(), spec.sequence_len));
+  }
+  return cache;
+}
+
+}  // namespace
+
+absl::StatusOr<PreparedCache> PrepareTokenCache(const TokenCacheSpec& spec) {
+  BITSHARD_ASSIGN_OR_RETURN(const std::string key, TokenCacheKey(spec));
+  BITSHARD_RETURN_IF_ERROR(core::MakeDirectories(spec.cache_directory));
+  const std::string path = CacheName(spec, key);
+  const std::string lock_path = (fs::path(spec.cache_directory) / (key + ".lock")).string();
+  BITSHARD_ASSIGN_OR_RETURN(const core::ScopedFd lock, Lock(lock_path, spec.python));
+  PreparedCache result;
+  std::error_code error;
+  if (fs::exists(path, error)) {
+    auto cache = OpenChecked(spec, path);
+    if (cache.ok()) {
+      result.cache = *std::move(cache);
+      return result;
+    }
+    if (spec.on_progress) {
+      spec.on_progress(absl::StrCat(std::string(cache.status().message()), "; making it anew"));
+    }
+  }
+  RemoveUnfinished(path);
+  const absl::StatusOr<int64_t> peak = MakeCache(spec, path);
+  if (!peak.ok()) {
+    RemoveUnfinished(path);
+    return peak.status();
+  }
+  result.made = true;
+  result.text_process_peak_bytes = *peak;
+  BITSHARD_ASSIGN_OR_RETURN(result.cache, OpenChecked(spec, path));
+  return result;
+}
+
+absl::StatusOr<std::unique_ptr<TextSession>> TextSession::Start(const TextSessionSpec& spec) {
+  BITSHARD_ASSIGN_OR_RETURN(std::unique_ptr<ChildProcess> child,
+                            StartPython(spec.python, {"serve", "--tokenizer", spec.tokenizer}));
+  BITSHARD_ASSIGN_OR_RETURN(const Json json, NextObject(spec.python, child.get()));
+  BITSHARD_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, kWho));
+  if (object.Has("error")) {
+    BITSHARD_ASSIGN_OR_RETURN(const std::string message, object.GetString("error"));
+    return ReportedError(child.get(), message);
+  }
+  BITSHARD_ASSIGN_OR_RETURN(const JsonObject ready, object.GetObject("ready"));
+  std::unique_ptr<TextSession> session(new TextSession(spec.python, std::move(child)));
+  const io::IntRange id_range = {0, (int64_t{1} << 31) - 1};
+  BITSHARD_ASSIGN_OR_RETURN(session->vocab_size_, ready.GetInt("vocab_size", id_range));
+  BITSHARD_ASSIGN_OR_RETURN(const std::vector<int64_t> stop,
+                            ready.GetInts("stop_tokens", id_range));
+  session->stop_tokens_.assign(stop.begin(), stop.end());
+  return session;
+}
+
+// One request line, one answer.
+absl::StatusOr<io::Json> TextSession::Ask(const std::string& request) {
+  const absl::Status sent = child_->WriteLine(request, WaitFor(python_));
+  if (!sent.ok()) return WithLastWords(sent, child_.get());
+  BITSHARD_ASSIGN_OR_RETURN(Json json, NextObject(python_, child_.get()));
+  BITSHARD_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, kWho));
+  if (!object.Has("error")) return json;
+  BITSHARD_ASSIGN_OR_RETURN(const std::string message, object.GetString("error"));
+  return core::DataError(message);
+}
+
+absl::StatusOr<std::vector<int32_t>> TextSession::AskForTokens(const std::string& request) {
+  BITSHARD_ASSIGN_OR_RETURN(const Json json, Ask(request));
+  BITSHARD_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, kWho));
+  BITSHARD_ASSIGN_OR_RETURN(const std::vector<int64_t> tokens,
+                            object.GetInts("tokens", {0, vocab_size_ - 1}));
+  return std::vector<int32_t>(tokens.begin(), tokens.end());
+}
+
+absl::StatusOr<std::vector<int32_t>> TextSession::RenderPrompt(
+    const std::vector<ChatMessage>& messages) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const ChatMessage& message : messages) {
+    list.push_back({{"role", message.role}, {"content", message.content}});
+  }
+  return AskForTokens(LineOf({{"render", list}}));
+}
+
+absl::StatusOr<std::vector<int32_t>> TextSession::Encode(const std::string& text) {
+  return AskForTokens(LineOf({{"encode", text}}));
+}
+
+absl::StatusOr<std::string> TextSession::Decode(std::span<const int32_t> tokens) {
+  const nlohmann::ordered_json ids = std::vector<int32_t>(tokens.begin(), tokens.end());
+  BITSHARD_ASSIGN_OR_RETURN(const Json json, Ask(LineOf({{"decode", ids}})));
+  BITSHARD_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, kWho));
+  return object.GetString("text");
+}
+
+}  // namespace bitshard::trainer

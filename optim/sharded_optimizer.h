@@ -1,8 +1,9 @@
-// ShardedOptimizer: the engine. Owns this rank's blocks of the optimizer state (8-bit blockwise or 32-bit, in host
-// memory or paged), updates this rank's blocks of the flat parameter arena, and gathers the updated parameters.
+// ShardedOptimizer: the engine. Owns this rank's blocks of the optimizer state (8-bit blockwise or
+// 32-bit, in host memory or paged), updates this rank's blocks of the flat parameter arena, and
+// gathers the updated parameters.
 //
-//   BITSHARD_ASSIGN_OR_RETURN(auto optimizer, optim::ShardedOptimizer::Create(layout, shards, comm, options));
-//   BITSHARD_ASSIGN_OR_RETURN(auto grads, reducer->FinishStep());
+//   BITSHARD_ASSIGN_OR_RETURN(auto optimizer, optim::ShardedOptimizer::Create(layout, shards, comm,
+//   options)); BITSHARD_ASSIGN_OR_RETURN(auto grads, reducer->FinishStep());
 //   BITSHARD_ASSIGN_OR_RETURN(auto norm, optimizer->GradientNorm(grads, 1.0 / trained_tokens));
 //   BITSHARD_RETURN_IF_ERROR(optimizer->Step({.parameters = arena, .gradients = grads,
 //                                             .gradient_scale = ..., .learning_rate = ...}));
@@ -20,21 +21,10 @@
 #include "comm/communicator.h"
 #include "comm/shard_map.h"
 #include "core/flat_layout.h"
+#include "optim/optimizer_name.h"
 #include "paging/paged_buffer.h"
 
 namespace bitshard::optim {
-
-enum class Algorithm { kAdam, kAdamW, kLion };
-
-/// What an optimizer's name says. Names as transformers spells them: adamw_torch, adamw_8bit, adamw_bnb_8bit,
-/// paged_adamw_8bit, paged_adamw_32bit, lion_8bit, lion_32bit, paged_lion_8bit, paged_lion_32bit, ...
-struct OptimizerName {
-  Algorithm algorithm = Algorithm::kAdamW;
-  int bits = 8;
-  bool paged = false;
-};
-/// Errors: kConfig with the nearest known name and the list of names.
-absl::StatusOr<OptimizerName> ParseOptimizerName(const std::string& name);
 
 struct ShardedOptimizerOptions {
   OptimizerName name;
@@ -53,39 +43,44 @@ struct StateSplit {
 };
 
 struct ShardedStepArgs {
-  std::span<float> parameters;        ///< The whole arena, float32 [layout.padded_elems()]; same on every rank.
-  std::span<const float> gradients;   ///< This rank's blocks, in the order of shards.RunsOf(rank).
-  double gradient_scale = 1.0;        ///< Multiplies every gradient first (1 / tokens, clipping).
+  std::span<float>
+      parameters;  ///< The whole arena, float32 [layout.padded_elems()]; same on every rank.
+  std::span<const float> gradients;  ///< This rank's blocks, in the order of shards.RunsOf(rank).
+  double gradient_scale = 1.0;       ///< Multiplies every gradient first (1 / tokens, clipping).
   double learning_rate = 0;
 };
 
 /// Threads: one thread calls it. Ranks make the same calls.
 class ShardedOptimizer {
  public:
-  static absl::StatusOr<std::unique_ptr<ShardedOptimizer>> Create(const core::FlatLayout& layout,
-                                                                  const comm::ShardMap& shards,
-                                                                  comm::Communicator* comm,
-                                                                  const ShardedOptimizerOptions& options);
+  static absl::StatusOr<std::unique_ptr<ShardedOptimizer>> Create(
+      const core::FlatLayout& layout, const comm::ShardMap& shards, comm::Communicator* comm,
+      const ShardedOptimizerOptions& options);
   /// Host memory that Create takes on `rank`, without creating anything; and bytes a step sends.
   static int64_t StateBytes(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
                             const ShardedOptimizerOptions& options);
-  static int64_t SentBytesPerStep(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank);
+  static int64_t SentBytesPerStep(const core::FlatLayout& layout, const comm::ShardMap& shards,
+                                  int rank);
   virtual ~ShardedOptimizer() = default;
 
-  /// Euclidean norm of gradient_scale * gradients over all ranks: per-block float64 partials (a fixed pairwise
-  /// tree), gathered and summed in block order, so the bits are the same at any world size. May be inf or NaN.
-  virtual absl::StatusOr<double> GradientNorm(std::span<const float> gradients, double gradient_scale) = 0;
+  /// Euclidean norm of gradient_scale * gradients over all ranks: per-block float64 partials (a
+  /// fixed pairwise tree), gathered and summed in block order, so the bits are the same at any
+  /// world size. May be inf or NaN.
+  virtual absl::StatusOr<double> GradientNorm(std::span<const float> gradients,
+                                              double gradient_scale) = 0;
 
-  /// One step: updates this rank's blocks of `parameters`, then gathers everybody's. Steps count from 1.
+  /// One step: updates this rank's blocks of `parameters`, then gathers everybody's. Steps count
+  /// from 1.
   virtual absl::Status Step(const ShardedStepArgs& args) = 0;
 
   virtual int64_t step() const = 0;
   virtual StateSplit split() const = 0;
   virtual paging::PagingCounters paging_counters() const = 0;
 
-  /// The state as bytes that do not depend on the world size, for checkpoints. Block b of the arena is
-  /// BlockStateBytes(b) bytes: 8-bit: codes of state 1 [256], codes of state 2 [256] (two-state rules), absmax 1,
-  /// absmax 2 (float32); 32-bit: state 1 [256] float32, state 2 [256] float32. Little-endian.
+  /// The state as bytes that do not depend on the world size, for checkpoints. Block b of the arena
+  /// is BlockStateBytes(b) bytes: 8-bit: codes of state 1 [256], codes of state 2 [256] (two-state
+  /// rules), absmax 1, absmax 2 (float32); 32-bit: state 1 [256] float32, state 2 [256] float32.
+  /// Little-endian.
   virtual int64_t BlockStateBytes(int64_t block) const = 0;
   /// `blocks` must lie in one of this rank's runs; `out` holds the sum of BlockStateBytes over it.
   virtual absl::Status ExportState(core::BlockRange blocks, std::span<std::byte> out) = 0;

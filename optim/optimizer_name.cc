@@ -1,0 +1,48 @@
+#include "optim/optimizer_name.h"
+
+#include <map>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "core/error.h"
+
+namespace bitshard::optim {
+namespace {
+
+const std::map<std::string, OptimizerName>& KnownNames() {
+  static const auto* const names = [] {
+    auto* all = new std::map<std::string, OptimizerName>{
+        {"adamw_torch", {Algorithm::kAdamW, 32, false}},
+        {"adamw_torch_fused", {Algorithm::kAdamW, 32, false}},
+        {"adamw_bnb_8bit", {Algorithm::kAdamW, 8, false}},
+    };
+    const std::pair<const char*, Algorithm> rules[] = {
+        {"adam", Algorithm::kAdamW}, {"adamw", Algorithm::kAdamW}, {"lion", Algorithm::kLion}};
+    for (const auto& [rule, algorithm] : rules) {
+      for (const int bits : {8, 32}) {
+        const std::string name = absl::StrCat(rule, "_", bits, "bit");
+        (*all)[name] = {algorithm, bits, false};
+        (*all)["paged_" + name] = {algorithm, bits, true};
+      }
+    }
+    return all;
+  }();
+  return *names;
+}
+
+}  // namespace
+
+absl::StatusOr<OptimizerName> ParseOptimizerName(const std::string& name) {
+  const auto it = KnownNames().find(name);
+  if (it != KnownNames().end()) return it->second;
+  std::vector<std::string> known;
+  for (const auto& [text, unused] : KnownNames()) known.push_back(text);
+  const std::string nearest = core::Nearest(name, known);
+  return core::ConfigError(
+      absl::StrCat("optimizer: unknown name \"", core::Escaped(name), "\"",
+                   nearest.empty() ? "" : absl::StrCat(", did you mean ", nearest, "?"),
+                   " Known: ", absl::StrJoin(known, ", ")));
+}
+
+}  // namespace bitshard::optim

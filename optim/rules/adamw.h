@@ -1,0 +1,31 @@
+// AdamW for one element. Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019,
+// algorithm 2.
+//
+// Named decisions (docs/numerics.md; tests/optim/rules_test.cc):
+//   decay        decoupled, before the update: p = p * (1 - lr * weight_decay).
+//   all others   as Adam.
+#ifndef BITSHARD_OPTIM_RULES_ADAMW_H_
+#define BITSHARD_OPTIM_RULES_ADAMW_H_
+
+#include "core/host_device.h"
+#include "optim/rules/adam.h"
+
+namespace bitshard::optim {
+
+struct AdamW {
+  static constexpr int kNumStates = 2;
+  using Hyper = AdamHyper;
+  using State = AdamMoments;
+  static Hyper MakeHyper(const StepHyper& h) {
+    Hyper hyper = MakeAdamHyper(h);
+    hyper.weight_decay = static_cast<float>(1.0 - h.learning_rate * h.weight_decay);
+    return hyper;
+  }
+  static BITSHARD_HD float Apply(const Hyper& h, float g, float p, State& s) {
+    return AdamStep(h, g, p * h.weight_decay, s);  // Times 1 where there is no decay: no change.
+  }
+};
+
+}  // namespace bitshard::optim
+
+#endif  // BITSHARD_OPTIM_RULES_ADAMW_H_

@@ -1,0 +1,96 @@
+#include "optim/state_pages.h"
+
+#include <algorithm>
+
+namespace bitshard::optim {
+namespace {
+
+// 4096 blocks of 8-bit AdamW: large enough that reading a page runs at the device's bandwidth,
+// small enough that two of them fit a small budget.
+constexpr int64_t kPageBytes = 4096 * 520;
+
+int64_t Align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+}  // namespace
+
+StatePages::StatePages(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
+                       const Options& options)
+    : options_(options), page_bytes_(Align64(kPageBytes)) {
+  int64_t local = 0, used = 0;
+  for (const core::BlockRange run : shards.RunsOf(rank)) {
+    for (int64_t block = run.begin; block < run.end;) {
+      const core::FlatTensor& tensor = layout.tensor(layout.TensorOfBlock(block));
+      const int64_t end = std::min(run.end, tensor.blocks.end);
+      Place({block, end}, tensor, &local, &used);
+      block = end;
+    }
+  }
+  num_pages_ = segments_.empty() ? 0 : segments_.back().page + 1;
+  if (num_pages_ == 1) page_bytes_ = Align64(used);
+}
+
+// Cuts a run of one tensor's blocks into segments, going on where the last page ends.
+void StatePages::Place(core::BlockRange blocks, const core::FlatTensor& tensor, int64_t* local,
+                       int64_t* used) {
+  const bool is_8bit = Is8Bit(tensor);
+  while (blocks.size() > 0) {
+    int64_t count = std::min(blocks.size(), (page_bytes_ - *used) / SegmentBytes(1, is_8bit) + 1);
+    while (count > 0 && *used + SegmentBytes(count, is_8bit) > page_bytes_) --count;
+    const int64_t page = segments_.empty() ? 0 : segments_.back().page;
+    if (count == 0) {
+      *used = 0;
+      count = std::min(blocks.size(), page_bytes_ / SegmentBytes(1, is_8bit));
+    }
+    const bool new_page = !segments_.empty() && *used == 0;
+    const int64_t first_elem = (blocks.begin - tensor.blocks.begin) * core::kBlockElems;
+    segments_.push_back({.blocks = {blocks.begin, blocks.begin + count},
+                         .first_local = *local,
+                         .page = page + (new_page ? 1 : 0),
+                         .offset = *used,
+                         .is_8bit = is_8bit,
+                         .elems = std::min(count * core::kBlockElems, tensor.numel - first_elem)});
+    *used += SegmentBytes(count, is_8bit);
+    *local += count;
+    blocks.begin += count;
+  }
+}
+
+int64_t StatePages::SegmentBytes(int64_t blocks, bool is_8bit) const {
+  if (!is_8bit) return options_.num_states * blocks * core::kBlockElems * 4;
+  return options_.num_states * (blocks * core::kBlockElems + Align64(blocks * 4));
+}
+
+int64_t StatePages::BlockBytes(bool is_8bit) const {
+  return options_.num_states * (is_8bit ? core::kBlockElems + 4 : core::kBlockElems * 4);
+}
+
+const StateSegment* StatePages::Find(int64_t block) const {
+  const auto after =
+      std::upper_bound(segments_.begin(), segments_.end(), block,
+                       [](int64_t b, const StateSegment& s) { return b < s.blocks.begin; });
+  if (after == segments_.begin()) return nullptr;
+  const StateSegment& segment = *(after - 1);
+  return block < segment.blocks.end ? &segment : nullptr;
+}
+
+StepRun StatePages::RunOf(const StateSegment& segment, std::byte* page) const {
+  const int64_t blocks = segment.blocks.size(), elems = blocks * core::kBlockElems;
+  std::byte* at = page + segment.offset;
+  StepRun run{.elems = segment.elems};
+  if (segment.is_8bit) {
+    run.codes1 = reinterpret_cast<uint8_t*>(at);
+    at += elems;
+    if (options_.num_states == 2) {
+      run.codes2 = reinterpret_cast<uint8_t*>(at);
+      at += elems;
+    }
+    run.absmax1 = reinterpret_cast<float*>(at);
+    if (options_.num_states == 2) run.absmax2 = reinterpret_cast<float*>(at + Align64(blocks * 4));
+  } else {
+    run.state1 = reinterpret_cast<float*>(at);
+    if (options_.num_states == 2) run.state2 = run.state1 + elems;
+  }
+  return run;
+}
+
+}  // namespace bitshard::optim

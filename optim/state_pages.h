@@ -1,0 +1,67 @@
+// Where each of a rank's blocks keeps its state inside the pages of a PagedBuffer. Pure arithmetic.
+//
+// A page holds whole blocks. Consecutive blocks of one tensor that stand in one page form a
+// segment, laid out as arrays, so that a segment is one StepRun:
+//   8-bit    codes 1 [blocks * 256], codes 2 (two-state rules), absmax 1 [blocks] float32, absmax 2
+//   32-bit   state 1 [blocks * 256] float32, state 2
+// each array at a multiple of 64 bytes.
+#ifndef BITSHARD_OPTIM_STATE_PAGES_H_
+#define BITSHARD_OPTIM_STATE_PAGES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "comm/shard_map.h"
+#include "core/flat_layout.h"
+#include "optim/step.h"
+
+namespace bitshard::optim {
+
+struct StateSegment {
+  core::BlockRange blocks;  ///< Global block numbers, all of one tensor.
+  int64_t first_local = 0;  ///< The first block's number among this rank's blocks.
+  int64_t page = 0;
+  int64_t offset = 0;  ///< Bytes into the page.
+  bool is_8bit = true;
+  int64_t elems = 0;  ///< Of the tensor, padding left out.
+};
+
+class StatePages {
+ public:
+  struct Options {
+    int num_states = 2;
+    int bits = 8;
+    int64_t min_8bit_size = 4096;
+  };
+  StatePages() = default;
+  StatePages(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
+             const Options& options);
+
+  int64_t num_pages() const { return num_pages_; }
+  int64_t page_bytes() const { return page_bytes_; }
+  const std::vector<StateSegment>& segments() const { return segments_; }
+  /// The segment that holds global block `block`, or nullptr when this rank does not own it.
+  const StateSegment* Find(int64_t block) const;
+  bool Is8Bit(const core::FlatTensor& tensor) const {
+    return options_.bits == 8 && tensor.numel >= options_.min_8bit_size;
+  }
+  /// Bytes of one block in the form that checkpoints hold.
+  int64_t BlockBytes(bool is_8bit) const;
+  /// State pointers of a segment whose page is at `page`.
+  StepRun RunOf(const StateSegment& segment, std::byte* page) const;
+
+ private:
+  int64_t SegmentBytes(int64_t blocks, bool is_8bit) const;
+  void Place(core::BlockRange blocks, const core::FlatTensor& tensor, int64_t* local,
+             int64_t* used);
+
+  Options options_;
+  int64_t num_pages_ = 0;
+  int64_t page_bytes_ = 0;
+  std::vector<StateSegment> segments_;  // By block.
+};
+
+}  // namespace bitshard::optim
+
+#endif  // BITSHARD_OPTIM_STATE_PAGES_H_

@@ -3,6 +3,7 @@
 #include <mpi.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
@@ -31,7 +32,8 @@ constexpr int kPeerExitCode = static_cast<int>(core::ErrorKind::kPeer);
 constexpr absl::Duration kEndLimit = absl::Seconds(10);
 
 // How long a rank that should not report an error waits for the one that should. That one ends the
-// job as soon as it has spoken, so nobody waits that long unless it can't speak.
+// job as soon as it has spoken, so nobody waits that long unless it can't speak; then the others
+// try one after another.
 constexpr absl::Duration kReporterLimit = absl::Seconds(3);
 
 bool MpiIsUp() {
@@ -203,7 +205,9 @@ void EndJob(Communicator* comm, const absl::Status& status, const std::string& t
     comm->Fail(status);
     reporter = comm->reporting_rank();
   }
-  if (comm->rank() != reporter) absl::SleepFor(kReporterLimit);
+  if (comm->rank() != reporter) {
+    absl::SleepFor(kReporterLimit + std::min(comm->rank(), 20) * absl::Milliseconds(200));
+  }
   std::fprintf(stderr, "%s\n", text.c_str());
   MpiAbort(core::ExitCode(status));
 }

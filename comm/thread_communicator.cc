@@ -133,7 +133,7 @@ class Group {
   absl::Status LeftError(const Slot& slot, const Exchange& exchange) const {
     for (const int r : Absent(slot)) {
       if (left_[static_cast<size_t>(r)]) {
-        return internal::LeftError(exchange, r);
+        return internal::LeftError(exchange.operation, exchange.name, r);
       }
     }
     return absl::OkStatus();
@@ -142,10 +142,11 @@ class Group {
   absl::Status CheckAll(const Slot& slot) const {
     for (int a = 0; a < world_size_; ++a) {
       for (int b = a + 1; b < world_size_; ++b) {
-        const absl::Status match =
-            internal::CheckMatch(*slot.posted[static_cast<size_t>(a)], b,
-                                 internal::HeaderFor(*slot.posted[static_cast<size_t>(b)], a));
-        if (!match.ok()) return core::AddContext(match, absl::StrCat("rank ", a));
+        const internal::Header theirs =
+            internal::HeaderFor(*slot.posted[static_cast<size_t>(b)], a);
+        absl::Status match =
+            internal::CheckMatch(*slot.posted[static_cast<size_t>(a)], a, b, theirs);
+        if (!match.ok()) return match;
       }
     }
     return absl::OkStatus();

@@ -122,7 +122,7 @@ trap pass_on TERM INT HUP
 
 # setsid: a terminal's ^C goes to this script only. pdeathsig: if this script is killed, mpirun and its ranks go too.
 exec 3<&0
-setsid setpriv --pdeathsig KILL -- env "${settings[@]}" "${command[@]}" <&3 3<&- &
+setsid setpriv --pdeathsig TERM -- env "${settings[@]}" "${command[@]}" <&3 3<&- &
 mpirun_pid=$!
 exec 3<&-
 

@@ -85,40 +85,42 @@ absl::Status ErrorOf(const Header& failure) {
   return core::MakeError(static_cast<core::ErrorKind>(failure.kind), TextOf(failure));
 }
 
-absl::Status CheckMatch(const Exchange& mine, int peer, const Header& theirs) {
-  const Header expected = HeaderFor(mine, peer);
+absl::Status CheckMatch(const Exchange& mine, int self, int peer, const Header& theirs) {
   if (theirs.magic != Header::kMagic) {
     return absl::InternalError(absl::StrCat("rank ", peer, " runs another version of the program"));
   }
+  const Header expected = HeaderFor(mine, peer);
   const bool same_call = theirs.operation == expected.operation &&
                          theirs.sequence == expected.sequence &&
                          theirs.name_hash == expected.name_hash;
-  if (same_call && theirs.bytes_to_peer == expected.bytes_from_peer &&
-      theirs.bytes_from_peer == expected.bytes_to_peer) {
-    return absl::OkStatus();
-  }
+  const std::string their_name = TextOf(theirs);
+  if (!same_call && theirs.operation == Operation::kFinalize)
+    return LeftError(mine.operation, mine.name, peer);
+  if (!same_call && mine.operation == Operation::kFinalize)
+    return LeftError(theirs.operation, their_name, self);
   const std::string call = Describe(mine.operation, mine.name);
-  if (theirs.operation == Operation::kFinalize) {
-    return LeftError(mine, peer);
+  if (!same_call) {
+    return absl::InternalError(
+        absl::StrCat("ranks have taken different ways: rank ", self, " calls ", call,
+                     " as its collective number ", mine.sequence, ", rank ", peer, " calls ",
+                     Describe(theirs.operation, their_name), " as number ", theirs.sequence));
   }
-  if (mine.operation == Operation::kFinalize) {
-    return core::PeerError(absl::StrCat("this rank ended its run while rank ", peer, " is in ",
-                                        Describe(theirs.operation, TextOf(theirs))));
+  const auto difference = [&](int from, int64_t sent, int to, int64_t wanted) {
+    return absl::InternalError(absl::StrCat(call, ": rank ", from, " sends ", sent,
+                                            " bytes to rank ", to, ", which expects ", wanted,
+                                            ": the ranks differ in model, data or configuration"));
+  };
+  if (theirs.bytes_to_peer != expected.bytes_from_peer) {
+    return difference(peer, theirs.bytes_to_peer, self, expected.bytes_from_peer);
   }
-  if (same_call) {
-    return absl::InternalError(absl::StrCat(
-        call, ": rank ", peer, " sends ", theirs.bytes_to_peer, " bytes where ",
-        expected.bytes_from_peer, " are expected, and expects ", theirs.bytes_from_peer, " where ",
-        expected.bytes_to_peer, " are sent: the ranks differ in model, data or configuration"));
+  if (theirs.bytes_from_peer != expected.bytes_to_peer) {
+    return difference(self, expected.bytes_to_peer, peer, theirs.bytes_from_peer);
   }
-  return absl::InternalError(
-      absl::StrCat("collective ", mine.sequence, ": this rank calls ", call, ", rank ", peer,
-                   " calls ", Describe(theirs.operation, TextOf(theirs)), " (its collective ",
-                   theirs.sequence, "): the ranks have taken different ways"));
+  return absl::OkStatus();
 }
 
-absl::Status LeftError(const Exchange& exchange, int rank) {
-  return core::PeerError(absl::StrCat(Describe(exchange.operation, exchange.name), ": rank ", rank,
+absl::Status LeftError(Operation operation, const std::string& name, int rank) {
+  return core::PeerError(absl::StrCat(Describe(operation, name), ": rank ", rank,
                                       " has left: it ended its run before this collective"));
 }
 

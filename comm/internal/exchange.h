@@ -57,16 +57,17 @@ Header FailureHeader(const absl::Status& error, int reporting_rank);
 /// The error in a kFailure header.
 absl::Status ErrorOf(const Header& failure);
 
-/// OK when rank `peer`, which sent `theirs`, makes the same exchange as this rank.
-/// Errors: kPeer when it has left (finalized); kInternal with both calls when it makes another one.
-absl::Status CheckMatch(const Exchange& mine, int peer, const Header& theirs);
+/// OK when rank `peer`, which sent `theirs`, makes the same exchange as rank `self`, which makes
+/// `mine`. Both ranks of a pair get errors that say the same. Errors: kPeer when it has left
+/// (finalized); kInternal with both calls when it makes another one.
+absl::Status CheckMatch(const Exchange& mine, int self, int peer, const Header& theirs);
 
 /// all-to-all "bucket 3"
 std::string Describe(Operation operation, const std::string& name);
 
-/// The error for a rank that ended its run before this exchange (kPeer), and for a work that was
+/// The error for a rank that ended its run before an exchange (kPeer), and for a work that was
 /// destroyed before its exchange was complete (kInternal).
-absl::Status LeftError(const Exchange& exchange, int rank);
+absl::Status LeftError(Operation operation, const std::string& name, int rank);
 absl::Status DroppedError(const Exchange& exchange);
 
 /// The error for a deadline that has passed. `absent` ranks have not begun the exchange, `stalled`

@@ -326,14 +326,11 @@ absl::Status MpiEngine::OnHeader(MpiExchange* op, int peer) {
   const size_t index = static_cast<size_t>(peer);
   const Header& header = op->headers_in[index];
   op->header_arrived[index] = true;
-  // Both ranks of a mismatch find it; so do the others where one has left. All choose the same one
-  // to report it.
+  // Several pairs of ranks find the same mismatch, and must choose the same rank to report it.
   const bool peer_left = header.operation == Operation::kFinalize;
   const bool left = op->exchange.operation == Operation::kFinalize;
-  found_by_ = peer_left && !left ? LowestPresent({peer}, {})
-              : left             ? LowestPresent({rank_}, {})
-                                 : std::min(rank_, peer);
-  BITSHARD_RETURN_IF_ERROR(CheckMatch(op->exchange, peer, header));
+  found_by_ = peer_left ? LowestPresent({peer}, {}) : left ? LowestPresent({rank_}, {}) : 0;
+  BITSHARD_RETURN_IF_ERROR(CheckMatch(op->exchange, rank_, peer, header));
 
   found_by_ = rank_;
   const int tag = kFirstDataTag + static_cast<int>(op->exchange.sequence % kDataTags);

@@ -1,0 +1,116 @@
+"""launch/mpirun.sh: the command it makes, and what becomes of signals."""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+ARGS = argparse.Namespace()
+
+# A rank that says who it is, and takes SIGUSR1 as "save and stop".
+RANK = """
+trap 'echo rank $OMPI_COMM_WORLD_RANK saves; exit 143' USR1
+echo rank $OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE threads $OMP_NUM_THREADS
+for _ in $(seq 300); do sleep 0.1 & wait $!; done
+"""
+STUBBORN_RANK = RANK.replace("exit 143", "true")
+
+
+def dry_run(*arguments: str, **env: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    return subprocess.run([ARGS.mpirun, *arguments], env={**environment, **env}, text=True, check=True,
+                          stdout=subprocess.PIPE).stdout
+
+
+class Mpirun(unittest.TestCase):
+    def start(self, ranks: int, script: str) -> tuple[subprocess.Popen, list[str]]:
+        """A job whose ranks have all printed their first line, and these lines."""
+        job = subprocess.Popen([ARGS.mpirun, "-n", str(ranks), "bash", "-c", script], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+        assert job.stdout is not None
+        lines = [job.stdout.readline() for _ in range(ranks)]
+        for line in lines:
+            self.assertRegex(line, r"^rank \d of")
+        return job, lines
+
+    def test_dry_run_prints_the_command(self) -> None:
+        cores = os.cpu_count() or 1
+        out = dry_run("-n", "2", "--dry-run", "program", "--set", "a b")
+        self.assertIn(f"OMP_NUM_THREADS={max(len(os.sched_getaffinity(0)) // 2, 1)} ", out)
+        self.assertIn("mpirun -n 2 --bind-to none ", out)
+        self.assertTrue(out.rstrip().endswith(r"program --set a\ b"), out)
+        self.assertEqual("--oversubscribe" in out, cores < 2)
+        self.assertIn("--oversubscribe", dry_run("-n", str(cores + 1), "--dry-run", "program"))
+        self.assertEqual("OMPI_ALLOW_RUN_AS_ROOT=1" in out, os.geteuid() == 0)
+
+    def test_threads_are_the_users_where_given(self) -> None:
+        self.assertIn("OMP_NUM_THREADS=5 ", dry_run("-n", "2", "--threads", "5", "--dry-run", "program"))
+        self.assertIn("OMP_NUM_THREADS=3 ", dry_run("-n", "2", "--dry-run", "program", OMP_NUM_THREADS="3"))
+
+    def test_options_before_two_dashes_are_mpiruns(self) -> None:
+        out = dry_run("-n", "2", "--threads", "4", "--dry-run", "--hostfile", "hosts", "--tag-output", "--", "program", "--")
+        self.assertIn("-x OMP_NUM_THREADS --hostfile hosts --tag-output program --", out)
+        self.assertNotIn("--oversubscribe", out)
+
+    def test_wrong_arguments_exit_with_2(self) -> None:
+        for arguments, text in ((["program"], "-n N is missing"), (["-n", "0", "program"], "got '0'"),
+                                (["-n", "two", "program"], "got 'two'"), (["-n", "2"], "program to run is missing"),
+                                (["-n", "2", "--threads", "x", "program"], "--threads"),
+                                (["-n", "2", "--tag-output", "program"], "put '--'"),
+                                (["-n", "2", "--host", "a,b", "--", "program"], "give --threads")):
+            job = subprocess.run([ARGS.mpirun, *arguments], text=True, stderr=subprocess.PIPE, timeout=20,
+                                 env={k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"})
+            self.assertEqual(job.returncode, 2, arguments)
+            self.assertIn(text, job.stderr)
+
+    def test_exit_code_and_input_are_the_ranks(self) -> None:
+        job = subprocess.run([ARGS.mpirun, "-n", "2", "bash", "-c", "cat; exit $((OMPI_COMM_WORLD_RANK * 7))"],
+                             input="to rank 0", text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
+        self.assertEqual(job.returncode, 7, job.stdout)
+        self.assertIn("to rank 0", job.stdout)
+
+    def test_first_signal_asks_ranks_to_save(self) -> None:
+        for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            job, _ = self.start(2, RANK)
+            job.send_signal(signal_number)
+            output, _ = job.communicate(timeout=20)
+            self.assertEqual(job.returncode, 143, output)
+            for rank in range(2):
+                self.assertIn(f"rank {rank} saves", output)
+
+    def test_second_signal_ends_the_job(self) -> None:
+        job, _ = self.start(2, STUBBORN_RANK)
+        job.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        self.assertIsNone(job.poll())
+        started = time.monotonic()
+        job.send_signal(signal.SIGTERM)
+        output, _ = job.communicate(timeout=20)
+        self.assertNotEqual(job.returncode, 0, output)
+        self.assertLess(time.monotonic() - started, 10)
+
+    def test_ranks_end_when_the_script_is_killed(self) -> None:
+        job, lines = self.start(2, "echo rank $OMPI_COMM_WORLD_RANK of $$ $PPID; exec sleep 300")
+        pids = [int(pid) for line in lines for pid in line.split()[3:]]
+        job.kill()
+        deadline = time.monotonic() + 10
+        while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.assertEqual([pid for pid in pids if os.path.exists(f"/proc/{pid}")], [])
+        job.communicate()
+
+    def test_shellcheck_finds_nothing(self) -> None:
+        if shutil.which("shellcheck") is None:
+            self.skipTest("shellcheck is not installed")
+        subprocess.run(["shellcheck", ARGS.mpirun], check=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mpirun", required=True)
+    ARGS, rest = parser.parse_known_args()
+    unittest.main(argv=[sys.argv[0], *rest], verbosity=2)

@@ -50,7 +50,7 @@ TEST(GgufFile, ReadsEveryTypeOfValue) {
   EXPECT_EQ(*gguf.GetIntOr("absent", 4, {}), 4);
   EXPECT_EQ(*gguf.GetNumberOr("absent", 0.5), 0.5);
   EXPECT_EQ(*gguf.GetStringOr("absent", "x"), "x");
-  EXPECT_THAT(gguf.FindTensor("blk.0.ffn_up.weight")->shape, ::testing::ElementsAre(96, 64));
+  EXPECT_THAT(gguf.FindTensor("blk.0.ffn_up.weight")->shape, ::testing::ElementsAre(64, 32));
 }
 
 TEST(GgufFile, SaysWhichKeyHasWhichWrongType) {
@@ -153,9 +153,9 @@ TEST(GgufModel, RefusesWhatIsDamaged) {
        [=](SampleGguf* g) { g->tensors[1].dimensions = {kHuge}; }},
       {"output_norm.weight: is stored as Q4_K", [](SampleGguf* g) { g->tensors[1].type = 12; }},
       {"output_norm.weight: is stored as type 99", [](SampleGguf* g) { g->tensors[1].type = 99; }},
-      {"token_embd.weight: rows of 65",
+      {"token_embd.weight: rows of 33",
        [](SampleGguf* g) {
-         g->tensors[0].dimensions = {65, 12};
+         g->tensors[0].dimensions = {33, 12};
        }},
       {"output_norm.weight: the file ends",
        [](SampleGguf* g) { g->tensors[1].offset = uint64_t{1} << 63; }},
@@ -169,8 +169,8 @@ TEST(GgufModel, RefusesWhatIsDamaged) {
        [](SampleGguf* g) { g->Key<uint32_t>("general.alignment", 4, 1u << 31); }},
       {"output_norm.weight: a vector stored as Q8_0",
        [](SampleGguf* g) { g->tensors[1].type = 8; }},
-      {"tensor model.norm.weight has shape [32], want [64]",
-       [](SampleGguf* g) { g->tensors[1].dimensions = {32}; }},
+      {"tensor model.norm.weight has shape [16], want [32]",
+       [](SampleGguf* g) { g->tensors[1].dimensions = {16}; }},
       {"tensor model.norm.weight is missing",
        [](SampleGguf* g) { g->tensors.erase(g->tensors.begin() + 1); }},
       {"blk.0.odd.weight: a tensor that llama models do not have",
@@ -179,8 +179,8 @@ TEST(GgufModel, RefusesWhatIsDamaged) {
        [](SampleGguf* g) { g->tensors[2].name = "blk.00.attn_norm.weight"; }},
       {"general.architecture: missing", [](SampleGguf* g) { g->keys.erase(g->keys.begin()); }},
       {"expert_count", [](SampleGguf* g) { g->Key<uint32_t>("llama.expert_count", 4, 8); }},
-      {"rope.dimension_count: is 16",
-       [](SampleGguf* g) { g->Key<uint32_t>("llama.rope.dimension_count", 4, 16); }},
+      {"rope.dimension_count: is 8",
+       [](SampleGguf* g) { g->Key<uint32_t>("llama.rope.dimension_count", 4, 8); }},
       {"rope.scaling.type: is \"yarn\"",
        [](SampleGguf* g) { g->KeyText("llama.rope.scaling.type", "yarn"); }},
       {"split.count", [](SampleGguf* g) { g->Key<uint16_t>("split.count", 2, 3); }},

@@ -19,7 +19,7 @@ namespace bitshard::trainer::io {
 namespace {
 
 constexpr uint32_t kUint32 = 4, kFloat32 = 6, kString = 8, kArray = 9;
-constexpr uint64_t kHidden = 64, kInner = 96, kHeads = 2, kHeadDim = 32, kVocabulary = 12;
+constexpr uint64_t kHidden = 32, kInner = 64, kHeads = 2, kHeadDim = 16, kVocabulary = 12;
 constexpr uint64_t kLargestOffset = 1 << 20;
 
 // Reproducible bytes; what they mean is of no interest.
@@ -217,6 +217,17 @@ std::string SampleSafetensors(const std::string& model_type,
       });
   BITSHARD_CHECK(status.ok()) << status;
   return sample.Build();
+}
+
+std::string SampleIndexJson(const std::string& model_type, const std::string& shard) {
+  nlohmann::ordered_json index = {{"metadata", {{"total_size", 1}}}};
+  const absl::Status status =
+      ForEachRequiredTensor(SampleConfig(model_type), [&](const WeightInfo& info) {
+        index["weight_map"][info.name] = shard;
+        return absl::OkStatus();
+      });
+  BITSHARD_CHECK(status.ok()) << status;
+  return JsonText(index);
 }
 
 void RepairSafetensorsLength(std::string* file) {

@@ -87,6 +87,9 @@ std::string SampleConfigJson(const std::string& model_type);
 std::string SampleSafetensors(const std::string& model_type,
                               const std::function<bool(const std::string& name)>& keep);
 
+/// The index of a sharded model whose tensors are all in `shard`.
+std::string SampleIndexJson(const std::string& model_type, const std::string& shard);
+
 /// The header's length is the file's first 8 bytes: sets it to where the JSON text ends, the
 /// closing brace at the nesting level of the first. For mutations that reach behind a wrong length.
 void RepairSafetensorsLength(std::string* file);

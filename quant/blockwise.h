@@ -19,23 +19,30 @@ namespace bitshard::quant {
 
 enum class Type4Bit { kNf4, kFp4 };
 
-/// Shapes: x [n], code [256] sorted ascending, out [n], absmax [ceil(n / block_size)]; block_size
-/// >= 1. Errors: kInvalidArgument for sizes that don't fit together or a table that is not sorted.
-/// Numerics: exact nearest entry, ties to the even index; a block with a non-finite element gets
-/// absmax NaN.
+/// Quantises to 8 bits with any ascending table. Shapes: x and out [n], code [256], absmax [ceil(n
+/// / block_size)]; block_size from 1. Errors: kInvalidArgument for sizes that don't fit together or
+/// a table that MakeCodeTable refuses. Numerics: the nearest entry by the float32 midpoints, ties
+/// to the even code; a block with a non-finite element gets absmax NaN, one below 2^-126 throughout
+/// gets 0.
 absl::Status QuantizeBlockwise(std::span<const float> x, std::span<const float> code,
                                int64_t block_size, std::span<uint8_t> out, std::span<float> absmax);
-/// out[i] = code[q[i]] * absmax[i / block_size].
+
+/// out[i] = code[q[i]] * absmax[i / block_size]. The table may be in any order.
 absl::Status DequantizeBlockwise(std::span<const uint8_t> q, std::span<const float> code,
                                  std::span<const float> absmax, int64_t block_size,
                                  std::span<float> out);
 
-/// Shapes: x [n], packed [ceil(n / 2)] (element 2j in the high nibble of byte j), absmax [ceil(n /
-/// block_size)]; block_size even.
+/// Quantises to 4 bits. Shapes: x [n], packed [ceil(n / 2)] (element 2j in the high nibble of byte
+/// j), absmax [ceil(n / block_size)]; block_size even. Errors: kInvalidArgument for sizes that
+/// don't fit together. Numerics: Nf4Codec and Fp4Codec (quant/block_codec.h); special blocks as in
+/// QuantizeBlockwise.
 absl::Status Quantize4Bit(std::span<const float> x, Type4Bit type, int64_t block_size,
                           std::span<uint8_t> packed, std::span<float> absmax);
+
+/// out[i] = value * absmax[i / block_size].
 absl::Status Dequantize4Bit(std::span<const uint8_t> packed, std::span<const float> absmax,
                             Type4Bit type, int64_t block_size, std::span<float> out);
+
 /// The same, rounded once to bfloat16 (bit patterns).
 absl::Status Dequantize4BitToBf16(std::span<const uint8_t> packed, std::span<const float> absmax,
                                   Type4Bit type, int64_t block_size, std::span<uint16_t> out);
@@ -47,7 +54,10 @@ struct DoubleQuantizedAbsmax {
   std::vector<float> absmax;   ///< [ceil(n / 256)]
   float offset = 0;
 };
+
+/// A NaN among the scales makes the offset, and so every scale, NaN.
 absl::Status QuantizeAbsmax(std::span<const float> absmax, DoubleQuantizedAbsmax* out);
+
 /// out[i] = (code[codes[i]] * absmax[i / 256]) + offset.
 absl::Status DequantizeAbsmax(const DoubleQuantizedAbsmax& in, std::span<float> out);
 
@@ -63,8 +73,12 @@ struct Tensor4Bit {
   /// Memory of the codes and scales.
   int64_t bytes() const { return Tensor4BitBytes(numel, block_size, double_quant); }
 };
+
+/// Quantises a whole tensor, in flat order. Errors: kInvalidArgument for a block_size that is odd
+/// or below 2.
 absl::Status QuantizeTensor4Bit(std::span<const float> x, Type4Bit type, int64_t block_size,
                                 bool double_quant, Tensor4Bit* out);
+
 /// Elements [begin, begin + out.size()) of the tensor; begin and out.size() multiples of
 /// block_size, but for the end.
 absl::Status DequantizeTensor4Bit(const Tensor4Bit& in, int64_t begin, std::span<float> out);

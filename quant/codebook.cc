@@ -20,8 +20,9 @@ constexpr CodeTable WithMidpoints(const float (&values)[256], uint8_t zero_code)
   return table;
 }
 
-// Both tables: docs/formats.md gives the recipe; tests/quant/oracle_test.py derives them again with
-// it and compares with bitsandbytes' create_dynamic_map.
+// Embedded, not computed: the recipe (derive_dynamic in tests/quant/oracle_test.py) goes through
+// float32 roundings that a compiler or libm could change. That test derives both tables again and
+// compares them with bitsandbytes'.
 constexpr float kSignedDynamic[256] = {
     -0.99296874f,    -0.9789063f,     -0.96484375f,    -0.9507812f,
     -0.93671876f,    -0.92265624f,    -0.9085938f,     -0.89453125f,

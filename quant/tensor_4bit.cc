@@ -41,7 +41,7 @@ absl::Status CheckTensor(const Tensor4Bit& in, int64_t begin, int64_t count) {
         absl::StrCat("4-bit tensor: absmax has ", in.absmax.size(), " entries, want ", blocks));
   }
   const int64_t end = begin + count;
-  if (begin < 0 || end > in.numel || begin % in.block_size != 0 ||
+  if (begin < 0 || begin > in.numel - count || begin % in.block_size != 0 ||
       (end % in.block_size != 0 && end != in.numel)) {
     return core::ConfigError(absl::StrCat("4-bit tensor: elements [", begin, ", ", end, ") of ",
                                           in.numel, ", want bounds at multiples of block_size ",

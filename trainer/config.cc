@@ -10,6 +10,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/status_macros.h"
+#include "optim/optimizer_name.h"
 #include "trainer/config_binder.h"
 
 namespace bitshard::trainer {
@@ -51,14 +52,15 @@ void CheckOptimizer(const Config& config, std::vector<KeyFault>* faults) {
   if (optimizer.warmup_steps > 0 && optimizer.warmup_ratio > 0) {
     faults->push_back({"warmup_ratio", "warmup_steps is given too; keep one of them"});
   }
-  if (optimizer.cosine_min_lr_ratio > 0 && optimizer.scheduler != LrScheduler::kCosine) {
+  if (optimizer.cosine_min_lr_ratio > 0 && optimizer.scheduler != optim::LrKind::kCosine) {
     faults->push_back({"cosine_min_lr_ratio", "has no effect here; want lr_scheduler: cosine"});
   }
-  const bool paged = optimizer.name.rfind("paged_", 0) == 0;
-  if (config.paging.tier == paging::Tier::kFile && !paged) {
-    faults->push_back({"paging.tier", absl::StrCat("file has no effect with optimizer: ",
-                                                   core::Escaped(optimizer.name), "; write paged_",
-                                                   core::Escaped(optimizer.name))});
+  const auto name = optim::ParseOptimizerName(optimizer.name);
+  if (config.paging.tier == paging::Tier::kFile && name.ok() && !name->paged) {
+    faults->push_back(
+        {"paging.tier",
+         absl::StrCat("file has no effect with optimizer: ", core::Escaped(optimizer.name),
+                      "; want one of the paged_ ones, as in paged_adamw_8bit")});
   }
 }
 

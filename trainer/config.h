@@ -19,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "optim/lr_schedule.h"
 #include "paging/paged_buffer.h"
 #include "quant/blockwise.h"
 
@@ -35,7 +36,6 @@ enum class SampleType {
   kText
 };
 enum class ExcessLength { kDrop, kTruncate, kRaise };
-enum class LrScheduler { kCosine, kLinear, kConstant };
 enum class ComputeType { kAuto, kFloat32, kBFloat16 };
 enum class CommBackend { kMpi };
 enum class Reduction { kOrdered };
@@ -118,7 +118,7 @@ struct OptimizerOptions {
   /// As transformers spells it; optim::ParseOptimizerName says what it means.
   std::string name = "adamw_8bit";
   double learning_rate = 2e-4;
-  LrScheduler scheduler = LrScheduler::kCosine;
+  optim::LrKind scheduler = optim::LrKind::kCosine;
   /// The cosine ends at this share of learning_rate.
   double cosine_min_lr_ratio = 0;
   /// Steps over which the learning rate rises from 0.

@@ -6,7 +6,9 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "core/error.h"
+#include "optim/optimizer_name.h"
 #include "trainer/config_binder.h"
 #include "trainer/config_field_types.h"
 
@@ -230,16 +232,20 @@ Fields BatchFields() {
   };
 }
 
-// "paged_" says where the state lives, not what it is.
-std::string WithoutPaged(const std::string& name) {
-  return name.rfind("paged_", 0) == 0 ? name.substr(6) : name;
-}
-
 ConfigField OptimizerNameField() {
   ConfigField field = StringField(
       "optimizer", {"optim"}, [](auto& c) -> auto& { return c.optimizer.name; },
       "name, as in adamw_8bit");
-  field.hashed = [](const Config& config) { return WithoutPaged(config.optimizer.name); };
+  field.check = [](const Config& config) -> std::string {
+    const auto name = optim::ParseOptimizerName(config.optimizer.name);
+    return name.ok() ? "" : std::string(absl::StripPrefix(name.status().message(), "optimizer: "));
+  };
+  // One optimizer has several names, and paged_ says where its state lives, not what it is.
+  field.hashed = [](const Config& config) {
+    const auto name = optim::ParseOptimizerName(config.optimizer.name);
+    if (!name.ok()) return config.optimizer.name;
+    return absl::StrCat(static_cast<int>(name->algorithm), " ", name->bits);
+  };
   return field;
 }
 
@@ -267,11 +273,11 @@ Fields OptimizerFields() {
       EnumField(
           "lr_scheduler", {"lr_scheduler_type"},
           [](auto& c) -> auto& { return c.optimizer.scheduler; },
-          EnumNames<LrScheduler>{{"cosine", LrScheduler::kCosine},
-                                 {"linear", LrScheduler::kLinear},
-                                 {"constant", LrScheduler::kConstant},
-                                 {"constant_with_warmup", LrScheduler::kConstant},
-                                 {"cosine_with_min_lr", LrScheduler::kCosine}}),
+          EnumNames<optim::LrKind>{{"cosine", optim::LrKind::kCosine},
+                                   {"linear", optim::LrKind::kLinear},
+                                   {"constant", optim::LrKind::kConstant},
+                                   {"constant_with_warmup", optim::LrKind::kConstant},
+                                   {"cosine_with_min_lr", optim::LrKind::kCosine}}),
       NumberField("cosine_min_lr_ratio", {},
                   [](auto& c) -> auto& { return c.optimizer.cosine_min_lr_ratio; }, {.max = 1}),
       WarmupStepsField(),
@@ -436,55 +442,6 @@ const std::vector<ConfigField>& ConfigFields() {
     return fields;
   }();
   return *all;
-}
-
-const std::vector<TranslatedKey>& TranslatedKeys() {
-  static const auto* const keys = new std::vector<TranslatedKey>{
-      {"bf16", "true", "compute_type", "bf16"},
-      {"bf16", "auto", "compute_type", "auto"},
-      {"bf16", "false", "compute_type", "fp32"},
-      {"fp16", "false", "", ""},
-      {"load_in_8bit", "false", "", ""},
-      {"lora_target_linear", "true", "lora_target_modules", "all-linear"},
-      {"disable_gradient_checkpointing", "true", "activation_checkpointing", "false"},
-      {"disable_gradient_checkpointing", "false", "activation_checkpointing", "true"},
-  };
-  return *keys;
-}
-
-const std::vector<RefusedKey>& RefusedKeys() {
-  static const auto* const keys = new std::vector<RefusedKey>{
-      {"gradient_accumulation_steps",
-       "refused: what a step trains on must not depend on the number of ranks; write "
-       "global_batch_size: micro_batch_size x gradient_accumulation_steps x ranks, and the "
-       "accumulation follows from it"},
-      {"fp16", "fp16 is not trained in; write compute_type: bf16 or fp32"},
-      {"load_in_8bit", "an 8-bit base is not built; write load_in_4bit: true or adapter: lora"},
-      {"lora_target_linear", "write lora_target_modules with the layers that you want"},
-      {"val_set_size",
-       "refused: put the held-out samples in a file of their own and name it in "
-       "test_datasets"},
-      {"eval_strategy", "write eval_steps (0: only before and after training)"},
-      {"evaluation_strategy", "write eval_steps (0: only before and after training)"},
-      {"evals_per_epoch", "write eval_steps"},
-      {"save_strategy", "write save_steps (0: only at the end)"},
-      {"saves_per_epoch", "write save_steps"},
-      {"logging_strategy", "write logging_steps"},
-      {"logging_dir", "refused: TensorBoard events are written to output_dir"},
-      {"deepspeed", "refused: the optimizer's state is always sharded over the ranks"},
-      {"fsdp", "refused: the optimizer's state is always sharded over the ranks"},
-      {"group_by_length", "refused: samples are packed; see sample_packing"},
-      {"lora_modules_to_save", "whole modules are not trained beside the adapter"},
-      {"modules_to_save", "whole modules are not trained beside the adapter"},
-      {"use_dora", "DoRA is not built"},
-      {"peft_use_dora", "DoRA is not built"},
-      {"bnb_4bit_quant_storage", "refused: 4-bit weights are held as uint8"},
-      {"attn_implementation", "refused: there is one attention, exact and block-diagonal"},
-      {"flash_attention", "refused: there is one attention, exact and block-diagonal"},
-      {"load_best_model_at_end", "not built; every checkpoint up to save_total_limit is kept"},
-      {"max_memory", "refused; `bitshard plan` prints what a run needs"},
-  };
-  return *keys;
 }
 
 std::vector<KeyFault> FindKeyFaults(const Config& config) {

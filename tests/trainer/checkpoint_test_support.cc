@@ -201,4 +201,22 @@ absl::StatusOr<FoundCheckpoint> FindAlone(const std::string& directory,
   return *std::move(found);
 }
 
+absl::Status OpenAndLoad(const std::string& path, const core::FlatLayout& layout) {
+  const auto comms = comm::ThreadCommunicator::Create(1, {});
+  BITSHARD_ASSIGN_OR_RETURN(
+      auto checkpointer,
+      Checkpointer::Create({.directory = path, .layout = &layout}, comms[0].get()));
+  BITSHARD_ASSIGN_OR_RETURN(const FoundCheckpoint found, checkpointer->Open(path));
+  std::vector<BlockSection> sections;
+  for (const bool is_optimizer : {false, true}) {
+    BlockSection section = MakeSection(layout, is_optimizer);
+    section.runs = {{0, layout.num_blocks()}};
+    section.import_blocks = [](core::BlockRange, std::span<const std::byte>) {
+      return absl::OkStatus();
+    };
+    sections.push_back(std::move(section));
+  }
+  return checkpointer->Load(found, sections);
+}
+
 }  // namespace bitshard::trainer

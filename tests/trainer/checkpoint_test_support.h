@@ -67,6 +67,10 @@ absl::StatusOr<FoundCheckpoint> FindAlone(const std::string& directory,
                                           const core::FlatLayout& layout,
                                           const std::string& path = "");
 
+/// Opens the checkpoint at `path` on one rank and loads all of it, as a program that trusts nothing
+/// but the layout.
+absl::Status OpenAndLoad(const std::string& path, const core::FlatLayout& layout);
+
 }  // namespace bitshard::trainer
 
 #endif  // BITSHARD_TESTS_TRAINER_CHECKPOINT_TEST_SUPPORT_H_

@@ -103,7 +103,7 @@ TEST(Config, TakesTheNamesOfOtherTrainers) {
   EXPECT_EQ(config.batch.micro_batch_size, 2);
   EXPECT_EQ(config.batch.num_epochs, 0.5);
   EXPECT_EQ(config.optimizer.name, "adamw_torch");
-  EXPECT_EQ(config.optimizer.scheduler, LrScheduler::kConstant);
+  EXPECT_EQ(config.optimizer.scheduler, optim::LrKind::kConstant);
   EXPECT_EQ(config.optimizer.warmup_steps, 0);
   EXPECT_EQ(config.optimizer.warmup_ratio, 0.03);
   EXPECT_FALSE(config.compute.activation_checkpointing);
@@ -121,6 +121,9 @@ TEST(Config, RefusesWhatItCanNotMeetAndSaysWhatToWrite) {
   EXPECT_THAT(Refusal("val_set_size: 0.05\n"), HasSubstr("test_datasets"));
   EXPECT_THAT(Refusal("comm: {reduction: fast}\n"),
               HasSubstr("comm.reduction: got \"fast\", want ordered"));
+  EXPECT_THAT(
+      Refusal("optim: adamw_8bits\n"),
+      HasSubstr("run.yaml:2:1: optimizer: unknown name \"adamw_8bits\", did you mean adamw_8bit?"));
   EXPECT_THAT(Refusal("adapter: dora\n"), HasSubstr("want qlora | lora"));
 }
 
@@ -128,7 +131,7 @@ TEST(Config, RefusesContradictions) {
   EXPECT_THAT(Refusal("adapter: qlora\nload_in_4bit: false\n"), HasSubstr("adapter: lora"));
   EXPECT_THAT(Refusal("warmup_steps: 3\nwarmup_ratio: 0.1\n"), HasSubstr("keep one"));
   EXPECT_THAT(Refusal("lr_scheduler: linear\ncosine_min_lr_ratio: 0.1\n"), HasSubstr("cosine"));
-  EXPECT_THAT(Refusal("paging: {tier: file}\n"), HasSubstr("write paged_adamw_8bit"));
+  EXPECT_THAT(Refusal("paging: {tier: file}\n"), HasSubstr("as in paged_adamw_8bit"));
   EXPECT_THAT(Refusal("eval_steps: 3\n"), HasSubstr("test_datasets"));
   EXPECT_THAT(Refusal("bnb_4bit_blocksize: 96\n"), HasSubstr("power of two"));
   EXPECT_THAT(Refusal("max_steps: 0\n"), HasSubstr("max_steps: got 0"));
@@ -252,7 +255,8 @@ TEST(Config, HashCoversWhatDecidesTheAdapterAndNothingElse) {
        {"threads_per_rank: 7\n", "output_dir: other\n", "save_steps: 1\n", "logging_steps: 1\n",
         "report_to: none\n", "resume_from_checkpoint: true\n", "comm: {timeout: 1}\n",
         "comm: {bucket_bytes: 1MiB}\n", "optimizer: paged_adamw_8bit\npaging: {tier: file}\n",
-        "generate: {max_new_tokens: 3}\n", "eval_on_start: false\n"}) {
+        "optimizer: adamw_bnb_8bit\n", "generate: {max_new_tokens: 3}\n",
+        "eval_on_start: false\n"}) {
     const Config other = Parsed(text);
     EXPECT_EQ(ConfigHash(base), ConfigHash(other)) << text;
     const std::vector<ConfigDifference> differences = DiffConfigs(base, other);

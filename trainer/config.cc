@@ -125,6 +125,10 @@ absl::StatusOr<Config> ParseConfig(const std::string& text, const ConfigSource& 
   return std::move(config);
 }
 
+absl::StatusOr<Config> ParseConfig(const std::string& text, const std::string& name) {
+  return ParseConfig(text, ConfigSource{.path = name});
+}
+
 absl::StatusOr<Config> LoadConfig(const ConfigSource& source) {
   const absl::StatusOr<std::string> text = core::ReadFile(source.path, kMaxYamlBytes);
   // A configuration that can't be read is a fault of the command line, not of the data.

@@ -235,6 +235,7 @@ absl::StatusOr<Config> LoadConfig(const ConfigSource& source);
 /// The same for a text; `source.path` stands for the file in messages. For the resolved text inside
 /// a checkpoint.
 absl::StatusOr<Config> ParseConfig(const std::string& text, const ConfigSource& source);
+absl::StatusOr<Config> ParseConfig(const std::string& text, const std::string& name);
 
 /// Checks every range and every combination of keys.
 /// Errors: kConfig, all faults, one a line.

@@ -93,9 +93,7 @@ absl::Status FaultsToStatus(const std::vector<ConfigFault>& faults) {
                                         absl::StrJoin(lines, "\n  ")));
 }
 
-}  // namespace
-
-absl::StatusOr<Config> ParseConfig(const std::string& text, const ConfigSource& source) {
+absl::StatusOr<Config> ParseSource(const std::string& text, const ConfigSource& source) {
   ConfigBinder binder;
   BITSHARD_ASSIGN_OR_RETURN(const YamlNode root, ParseYaml(text, source.path));
   binder.Bind(root, source.path, false);
@@ -125,15 +123,18 @@ absl::StatusOr<Config> ParseConfig(const std::string& text, const ConfigSource& 
   return std::move(config);
 }
 
-absl::StatusOr<Config> ParseConfig(const std::string& text, const std::string& name) {
-  return ParseConfig(text, ConfigSource{.path = name});
+}  // namespace
+
+absl::StatusOr<Config> ParseConfig(const std::string& text, const std::string& name,
+                                   const std::vector<std::string>& overrides) {
+  return ParseSource(text, {.path = name, .overrides = overrides});
 }
 
 absl::StatusOr<Config> LoadConfig(const ConfigSource& source) {
   const absl::StatusOr<std::string> text = core::ReadFile(source.path, kMaxYamlBytes);
   // A configuration that can't be read is a fault of the command line, not of the data.
   if (!text.ok()) return core::ConfigError(std::string(text.status().message()));
-  return ParseConfig(*text, source);
+  return ParseSource(*text, source);
 }
 
 absl::Status ValidateConfig(const Config& config) {

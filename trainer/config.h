@@ -232,10 +232,10 @@ struct ConfigSource {
 /// can't be read: kConfig.
 absl::StatusOr<Config> LoadConfig(const ConfigSource& source);
 
-/// The same for a text; `source.path` stands for the file in messages. For the resolved text inside
-/// a checkpoint.
-absl::StatusOr<Config> ParseConfig(const std::string& text, const ConfigSource& source);
-absl::StatusOr<Config> ParseConfig(const std::string& text, const std::string& name);
+/// The same for a text; `name` stands for the file in messages. For the resolved text inside a
+/// checkpoint.
+absl::StatusOr<Config> ParseConfig(const std::string& text, const std::string& name,
+                                   const std::vector<std::string>& overrides = {});
 
 /// Checks every range and every combination of keys.
 /// Errors: kConfig, all faults, one a line.

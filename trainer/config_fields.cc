@@ -133,7 +133,7 @@ std::string ReadDataset(const YamlNode& node, DatasetOptions* dataset) {
         absl::StrFormat("in line %d, %s: ", member.line, core::Escaped(member.key));
     std::string fault;
     if (member.value.kind == YamlNode::Kind::kNull) continue;
-    if (member.key == "path" || member.key == "data_files") {
+    if (member.key == "path") {
       fault = WithWanted(ReadString(member.value, &dataset->path), "path");
     } else if (member.key == "type") {
       fault = WithWanted(ReadEnum(member.value, SampleTypes(), &dataset->type),

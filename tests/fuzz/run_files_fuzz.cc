@@ -34,7 +34,7 @@ absl::Status ReadConfig(const std::string& path) {
         absl::StrReplaceAll(std::string(config.status().message()), {{"\n  ", "; "}}));
   }
   const std::string text = ConfigToYaml(*config);
-  const absl::StatusOr<Config> again = ParseConfig(text, {.path = path});
+  const absl::StatusOr<Config> again = ParseConfig(text, path);
   if (!again.ok() || ConfigToYaml(*again) != text || ConfigHash(*again) != ConfigHash(*config)) {
     return absl::InternalError(path + ": the resolved configuration does not read back");
   }

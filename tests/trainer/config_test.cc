@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <set>
@@ -22,15 +23,13 @@ using ::testing::Not;
 constexpr char kLeast[] = "base_model: m\n";
 
 Config Parsed(const std::string& text, const std::vector<std::string>& overrides = {}) {
-  const absl::StatusOr<Config> config =
-      ParseConfig(kLeast + text, {.path = "run.yaml", .overrides = overrides});
+  const absl::StatusOr<Config> config = ParseConfig(kLeast + text, "run.yaml", overrides);
   EXPECT_TRUE(config.ok()) << config.status().message();
   return config.ok() ? *config : Config();
 }
 
 std::string Refusal(const std::string& text, const std::vector<std::string>& overrides = {}) {
-  const absl::StatusOr<Config> config =
-      ParseConfig(kLeast + text, {.path = "run.yaml", .overrides = overrides});
+  const absl::StatusOr<Config> config = ParseConfig(kLeast + text, "run.yaml", overrides);
   if (config.ok()) return "accepted";
   EXPECT_EQ(core::KindOf(config.status()), core::ErrorKind::kConfig);
   return std::string(config.status().message());
@@ -138,15 +137,18 @@ TEST(Config, RefusesContradictions) {
   EXPECT_THAT(Refusal("bf16: true\ncompute_type: fp32\n"),
               HasSubstr("run.yaml:3:1: compute_type: says the same as bf16 (run.yaml:2:1)"));
   EXPECT_THAT(Refusal("lora_r: 8\nlora_rank: 8\n"), HasSubstr("says the same as lora_r"));
-  EXPECT_EQ(ParseConfig("lora_r: 8\n", {.path = "run.yaml"}).status().message(),
+  EXPECT_EQ(ParseConfig("lora_r: 8\n", "run.yaml").status().message(),
             "run.yaml: base_model: missing; want a Hugging Face folder or a .gguf file");
 }
 
 TEST(Config, TrainingNeedsData) {
-  const absl::StatusOr<Config> config =
-      ParseConfig("base_model: m\nlora_r: 0\n", {.path = "run.yaml", .needs_data = true});
+  const std::string path =
+      absl::StrCat(::testing::TempDir(), "bitshard_config_", getpid(), ".yaml");
+  ASSERT_TRUE(core::WriteFileAtomically(path, "base_model: m\nlora_r: 0\n").ok());
+  const absl::StatusOr<Config> config = LoadConfig({.path = path, .needs_data = true});
   EXPECT_THAT(std::string(config.status().message()),
-              AllOf(HasSubstr("2 faults"), HasSubstr("run.yaml: datasets: missing")));
+              AllOf(HasSubstr("2 faults"), HasSubstr(path + ": datasets: missing")));
+  std::filesystem::remove(path);
 }
 
 TEST(Config, LoraIsNotQuantisedUnlessAsked) {
@@ -183,18 +185,15 @@ TEST(Config, RefusesHostileYamlWithItsPlace) {
   EXPECT_THAT(Refusal("lora_r: 1\n---\nlora_r: 2\n"), HasSubstr("more than one document"));
   EXPECT_THAT(Refusal("model_type: \x01\n"), HasSubstr("run.yaml:2:13: a control character"));
   EXPECT_THAT(Refusal("model_type: \xff\n"), HasSubstr("run.yaml:2:13: not UTF-8"));
-  EXPECT_THAT(ParseConfig("\xEF\xBB\xBFseed: 1\n", {.path = "run.yaml"}).status().message().data(),
+  EXPECT_THAT(ParseConfig("\xEF\xBB\xBFseed: 1\n", "run.yaml").status().message().data(),
               HasSubstr("run.yaml:1:1: starts with a byte order mark"));
   const std::string deep(100000, '[');
   EXPECT_THAT(Refusal("a: " + deep), HasSubstr("run.yaml:"));
-  EXPECT_THAT(ParseConfig(std::string(kMaxYamlBytes + 1, ' '), {.path = "run.yaml"})
-                  .status()
-                  .message()
-                  .data(),
-              HasSubstr("want at most"));
+  EXPECT_THAT(
+      ParseConfig(std::string(kMaxYamlBytes + 1, ' '), "run.yaml").status().message().data(),
+      HasSubstr("want at most"));
   EXPECT_THAT(Refusal("? [a, b]\n: 1\n"), HasSubstr("a key must be a word"));
-  EXPECT_THAT(ParseConfig("- a\n", {.path = "run.yaml"}).status().message().data(),
-              HasSubstr("not a map"));
+  EXPECT_THAT(ParseConfig("- a\n", "run.yaml").status().message().data(), HasSubstr("not a map"));
 }
 
 TEST(Config, MessagesEscapeWhatTheFileSays) {
@@ -228,7 +227,7 @@ TEST(Config, ResolvedTextLoadsToTheSameConfig) {
   for (const Config& config :
        {Parsed(""), Parsed("warmup_ratio: 0.1\nlr_scheduler: linear\n"), FarFromDefaults()}) {
     const std::string text = ConfigToYaml(config);
-    const absl::StatusOr<Config> again = ParseConfig(text, {.path = "resolved"});
+    const absl::StatusOr<Config> again = ParseConfig(text, "resolved");
     ASSERT_TRUE(again.ok()) << again.status().message() << "\n" << text;
     EXPECT_EQ(ConfigToYaml(*again), text);
     EXPECT_THAT(DiffConfigs(config, *again), ::testing::IsEmpty());

@@ -43,8 +43,9 @@ WaitOptions WaitFor(const TextPython& python) {
 
 absl::StatusOr<std::unique_ptr<ChildProcess>> StartPython(const TextPython& python,
                                                           const std::vector<std::string>& command) {
-  std::vector<std::string> arguments = {python.interpreter, "-m", "trainer.text", "--parent",
-                                        absl::StrCat(getpid())};
+  // -P: the package is the one below package_root, whatever lies in the working directory.
+  std::vector<std::string> arguments = {python.interpreter, "-P",       "-m",
+                                        "trainer.text",     "--parent", absl::StrCat(getpid())};
   arguments.insert(arguments.end(), command.begin(), command.end());
   const fs::path root = fs::absolute(python.package_root);
   return ChildProcess::Start({.arguments = arguments,

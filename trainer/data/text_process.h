@@ -101,6 +101,8 @@ class TextSession {
   /// UTF-8; special tokens are left out.
   absl::StatusOr<std::string> Decode(std::span<const int32_t> tokens);
 
+  /// Of the child.
+  pid_t process_id() const { return child_->pid(); }
   /// Tokens that end an answer.
   const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
   /// Every token id is smaller.

@@ -4,6 +4,7 @@
 (src/llama-vocab.cpp, llm_tokenizer_bpe), and so are the tokens: no Unicode normalisation. (transformers' GGUF
 conversion splits by GPT-2's pattern whatever the name says.)
 """
+import re
 from typing import Any
 
 import tokenizers
@@ -80,9 +81,13 @@ def _make_bpe(metadata: _Metadata, tokens: list[str], types: list[int], pre: str
     except Exception as error:  # The library raises bare Exception.
         raise DataError(f"{metadata.path}: tokenizer.ggml.merges: {escaped(error)}") from None
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]] +
-        [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    # A byte that is no token is left out, and what stands on its two sides must not be merged (the library would).
+    absent = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(vocab))
+    if absent:
+        steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, absent))), "removed"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)
                                   for token, kind in zip(tokens, types) if kind == CONTROL and token])

@@ -59,8 +59,7 @@ class ShardedOptimizer {
   /// Host memory that Create takes on `rank`, without creating anything; and bytes a step sends.
   static int64_t StateBytes(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
                             const ShardedOptimizerOptions& options);
-  static int64_t SentBytesPerStep(const core::FlatLayout& layout, const comm::ShardMap& shards,
-                                  int rank);
+  static int64_t SentBytesPerStep(const comm::ShardMap& shards, int rank);
   virtual ~ShardedOptimizer() = default;
 
   /// Euclidean norm of gradient_scale * gradients over all ranks: per-block float64 partials (a

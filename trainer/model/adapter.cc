@@ -83,7 +83,7 @@ std::string LinearName(int64_t layer, Module module) {
   return absl::StrCat("model.layers.", layer, ".", ModuleName(module));
 }
 
-absl::StatusOr<Adapter> Adapter::Create(const ModelConfig& config, const LoraOptions& lora) {
+absl::StatusOr<Adapter> Adapter::Create(const ModelConfig& config, const AdapterOptions& lora) {
   Adapter adapter;
   adapter.lora_ = lora;
   adapter.tensors_.resize(static_cast<size_t>(config.num_hidden_layers));

@@ -40,7 +40,7 @@ struct AdapterTensors {
 class Adapter {
  public:
   /// Errors: kConfig for a target that matches no Linear layer, with the nearest name.
-  static absl::StatusOr<Adapter> Create(const ModelConfig& config, const LoraOptions& lora);
+  static absl::StatusOr<Adapter> Create(const ModelConfig& config, const AdapterOptions& lora);
 
   const core::FlatLayout& layout() const { return layout_; }
   AdapterTensors tensors(int64_t layer, Module module) const {
@@ -52,7 +52,7 @@ class Adapter {
   void Init(uint64_t seed, std::span<float> parameters) const;
 
  private:
-  LoraOptions lora_;
+  AdapterOptions lora_;
   core::FlatLayout layout_;
   std::vector<std::array<AdapterTensors, kNumModules>> tensors_;
 };

@@ -391,7 +391,7 @@ template class DecoderOf<hwy::bfloat16_t>;
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const io::WeightSource& source,
                                                          const DecoderOptions& options) {
   BITSHARD_ASSIGN_OR_RETURN(Adapter adapter, Adapter::Create(source.config(), options.lora));
-  if (options.compute == ComputeType::kFloat32) {
+  if (options.compute == ActivationType::kFloat32) {
     auto decoder = std::make_unique<DecoderOf<float>>(source.config(), options, std::move(adapter));
     BITSHARD_RETURN_IF_ERROR(decoder->Load(source));
     return decoder;
@@ -403,7 +403,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const io::WeightSource&
 }
 
 absl::StatusOr<core::FlatLayout> Decoder::AdapterLayout(const ModelConfig& config,
-                                                        const LoraOptions& lora) {
+                                                        const AdapterOptions& lora) {
   BITSHARD_ASSIGN_OR_RETURN(const Adapter adapter, Adapter::Create(config, lora));
   return adapter.layout();
 }

@@ -27,9 +27,9 @@
 
 namespace bitshard::trainer {
 
-enum class ComputeType { kFloat32, kBFloat16 };
+enum class ActivationType { kFloat32, kBFloat16 };
 
-struct LoraOptions {
+struct AdapterOptions {
   int64_t r = 16;  ///< 0: no adapter.
   double alpha = 32;
   double dropout = 0;
@@ -39,12 +39,12 @@ struct LoraOptions {
 };
 
 struct DecoderOptions {
-  ComputeType compute = ComputeType::kFloat32;
+  ActivationType compute = ActivationType::kFloat32;
   bool load_in_4bit = true;  ///< All Linear layers of the blocks; embeddings and norms stay dense.
   quant::Type4Bit quant_type = quant::Type4Bit::kNf4;
   int64_t quant_block_size = 64;
   bool double_quant = true;
-  LoraOptions lora;
+  AdapterOptions lora;
   bool activation_checkpointing =
       true;                       ///< Keep one activation a layer and run each layer forward twice.
   int64_t max_tokens = 0;         ///< Most tokens in a MicroBatch.
@@ -85,7 +85,7 @@ class Decoder {
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(const io::WeightSource& source,
                                                          const DecoderOptions& options);
   static absl::StatusOr<core::FlatLayout> AdapterLayout(const ModelConfig& config,
-                                                        const LoraOptions& lora);
+                                                        const AdapterOptions& lora);
   static DecoderCost Cost(const ModelConfig& config, const DecoderOptions& options);
   virtual ~Decoder() = default;
 

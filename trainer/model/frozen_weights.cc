@@ -163,7 +163,7 @@ int64_t FrozenWeights<T>::embedding_bytes() const {
 }
 
 DecoderCost FrozenCost(const ModelConfig& c, const DecoderOptions& options) {
-  const int64_t element = options.compute == ComputeType::kFloat32 ? 4 : 2;
+  const int64_t element = options.compute == ActivationType::kFloat32 ? 4 : 2;
   DecoderCost cost;
   int64_t per_layer = 2 * c.hidden_size * 4;
   if (c.qk_norm) per_layer += 2 * c.head_dim * 4;

@@ -145,7 +145,7 @@ absl::Status Workspace<T>::Create(const ModelConfig& config, const DecoderOption
 
 DecoderCost WorkspaceCost(const ModelConfig& config, const DecoderOptions& options,
                           const Adapter& adapter) {
-  return options.compute == ComputeType::kFloat32
+  return options.compute == ActivationType::kFloat32
              ? CostOf<float>(config, options, adapter)
              : CostOf<hwy::bfloat16_t>(config, options, adapter);
 }

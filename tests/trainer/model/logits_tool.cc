@@ -54,7 +54,7 @@ absl::Status Run(const nlohmann::json& request) {
   const MicroBatch batch = BatchOf(request["tokens"]);
   DecoderOptions options;
   options.compute =
-      request.value("compute", "fp32") == "bf16" ? ComputeType::kBFloat16 : ComputeType::kFloat32;
+      request.value("compute", "fp32") == "bf16" ? ActivationType::kBFloat16 : ActivationType::kFloat32;
   options.load_in_4bit = request.value("load_in_4bit", true);
   options.lora.r = request.value("r", 0);
   options.lora.alpha = request.value("alpha", 32.0);

@@ -1,0 +1,77 @@
+#include "trainer/command_line.h"
+
+#include <CLI/CLI.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "core/error.h"
+#include "trainer/version.h"
+
+namespace bitshard::trainer {
+namespace {
+
+CLI::App* AddCommand(CLI::App* app, const std::string& name, const std::string& text,
+                     Command command, CommandLine* line) {
+  CLI::App* sub = app->add_subcommand(name, text);
+  sub->add_option("--config", line->config_path, "run configuration (YAML; docs/config.md)")
+      ->required();
+  sub->add_option("--set", line->overrides,
+                  "override a key of the configuration: a.b=c (repeatable)")
+      ->allow_extra_args(false);
+  sub->callback([line, command] { line->command = command; });
+  return sub;
+}
+
+}  // namespace
+
+absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv) {
+  CommandLine line;
+  CLI::App app(
+      absl::StrCat("bitshard ", kVersion,
+                   ": QLoRA finetuning across ranks with an 8-bit sharded, paged optimizer.\n"
+                   "Start it with launch/mpirun.sh -n RANKS, or alone for one rank."),
+      "bitshard");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", kVersion);
+
+  CLI::App* train =
+      AddCommand(&app, "train", "finetune; writes the run to output_dir", Command::kTrain, &line);
+  train->add_flag("--resume", line.resume,
+                  "go on from the newest complete checkpoint of output_dir");
+  CLI::App* plan = AddCommand(
+      &app, "plan", "print memory and traffic of a run, by purpose, without running a step",
+      Command::kPlan, &line);
+  plan->add_option("--ranks", line.ranks, "plan for this many ranks")->check(CLI::PositiveNumber);
+  CLI::App* evaluate =
+      AddCommand(&app, "evaluate", "print the held-out loss", Command::kEvaluate, &line);
+  evaluate->add_option("--adapter", line.adapter, "adapter folder; without it the base alone");
+  CLI::App* generate = AddCommand(&app, "generate", "answer prompts", Command::kGenerate, &line);
+  generate->add_option("--adapter", line.adapter, "adapter folder; without it the base alone");
+  generate->add_option("--prompt", line.prompts, "a user message (repeatable)")
+      ->required()
+      ->allow_extra_args(false);
+  CLI::App* quantize =
+      AddCommand(&app, "quantize", "quantise the base and write what training sees of it",
+                 Command::kQuantize, &line);
+  quantize
+      ->add_option("--export", line.export_format,
+                   "hf: a Hugging Face folder with the dequantised weights")
+      ->required()
+      ->check(CLI::IsMember({"hf"}));
+  quantize->add_option("--output", line.output, "folder to make")->required();
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    CLI::App* chosen = app.get_subcommands().empty() ? &app : app.get_subcommands().front();
+    line.command = Command::kHelp;
+    line.help = chosen->help();
+  } catch (const CLI::CallForVersion&) {
+    line.command = Command::kHelp;
+    line.help = absl::StrCat("bitshard ", kVersion, "\n");
+  } catch (const CLI::ParseError& error) {
+    return core::ConfigError(absl::StrCat("command line: ", error.what(), "; see bitshard --help"));
+  }
+  return line;
+}
+
+}  // namespace bitshard::trainer

@@ -1,0 +1,31 @@
+// The options of each component, derived from the configuration. One place for every such
+// derivation, so that a plan and the run that it describes can't differ.
+#ifndef BITSHARD_TRAINER_RUN_OPTIONS_H_
+#define BITSHARD_TRAINER_RUN_OPTIONS_H_
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "optim/lr_schedule.h"
+#include "optim/sharded_optimizer.h"
+#include "trainer/config.h"
+#include "trainer/model/decoder.h"
+
+namespace bitshard::trainer {
+
+/// bf16 where the processor has bfloat16 products (AVX512-BF16), else fp32; a given type stays.
+ComputeType ResolveComputeType(ComputeType type);
+
+/// `total_steps`: what warmup_ratio is a share of, and where the schedule ends.
+optim::LrSchedule ScheduleOf(const Config& config, int64_t total_steps);
+
+/// `max_tokens`: of the longest micro-batch; `max_sample_tokens`: of the longest sample in it.
+DecoderOptions DecoderOptionsOf(const Config& config, int64_t max_tokens,
+                                int64_t max_sample_tokens);
+
+/// Errors: those of optim::ParseOptimizerName.
+absl::StatusOr<optim::ShardedOptimizerOptions> OptimizerOptionsOf(const Config& config);
+
+}  // namespace bitshard::trainer
+
+#endif  // BITSHARD_TRAINER_RUN_OPTIONS_H_

@@ -1,0 +1,418 @@
+// `bitshard train`: sets a run up, trains, and writes what it leaves.
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "comm/gradient_reducer.h"
+#include "comm/shard_map.h"
+#include "core/aligned_buffer.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/hash.h"
+#include "core/parallel.h"
+#include "core/status_macros.h"
+#include "optim/sharded_optimizer.h"
+#include "trainer/answers.h"
+#include "trainer/checkpoint.h"
+#include "trainer/commands.h"
+#include "trainer/held_out.h"
+#include "trainer/io/json.h"
+#include "trainer/io/peft_adapter.h"
+#include "trainer/metrics.h"
+#include "trainer/process_memory.h"
+#include "trainer/run_lock.h"
+#include "trainer/run_options.h"
+#include "trainer/session.h"
+#include "trainer/stopwatch.h"
+#include "trainer/train_loop.h"
+#include "trainer/version.h"
+
+namespace bitshard::trainer {
+namespace {
+
+// The model before training: measured once a run, kept for a resumed one.
+struct Baseline {
+  std::optional<double> held_out_loss;
+  std::vector<std::string> answers;  // Rank 0.
+};
+
+class TrainRun {
+ public:
+  explicit TrainRun(std::unique_ptr<Session> session)
+      : session_(std::move(session)), config_(session_->config), comm_(session_->comm) {}
+
+  absl::Status Run() {
+    BITSHARD_RETURN_IF_ERROR(LockOutput());
+    BITSHARD_RETURN_IF_ERROR(OpenData(session_.get()));
+    BITSHARD_RETURN_IF_ERROR(MakePlanAndParts());
+    BITSHARD_RETURN_IF_ERROR(Resume());
+    if (first_step_ >= session_->data->total_steps() &&
+        std::filesystem::exists(PathOf("summary.json"))) {
+      Say(absl::StrFormat("the run in %s is complete (%d steps); nothing to do",
+                          config_.output.directory, first_step_));
+      return absl::OkStatus();
+    }
+    BITSHARD_RETURN_IF_ERROR(MeasureBaseline());
+    BITSHARD_RETURN_IF_ERROR(OpenMetrics());
+    BITSHARD_RETURN_IF_ERROR(Train());
+    return Finish();
+  }
+
+ private:
+  void Say(const std::string& text) { session_->console->Say(text); }
+  bool is_first() const { return comm_->rank() == 0; }
+  std::string PathOf(const std::string& name) const {
+    return absl::StrCat(config_.output.directory, "/", name);
+  }
+  std::span<float> parameters() const { return arena_.as<float>(); }
+
+  absl::Status LockOutput();
+  absl::Status MakePlanAndParts();
+  absl::Status Resume();
+  absl::Status CheckResumable(const FoundCheckpoint& found) const;
+  absl::Status MeasureBaseline();
+  absl::Status OpenMetrics();
+  absl::Status Train();
+  absl::Status Save(int64_t step, int64_t total_tokens);
+  absl::Status Finish();
+  absl::Status WriteResults(std::optional<double> held_out_after,
+                            const std::vector<std::string>& answers);
+  absl::StatusOr<std::optional<double>> HeldOut(std::span<const float> parameters);
+  std::vector<BlockSection> Sections(bool all_parameters);
+
+  std::unique_ptr<Session> session_;
+  const Config& config_;
+  comm::Communicator* comm_;
+  std::unique_ptr<RunLock> lock_;
+  Plan plan_;
+  core::FlatLayout layout_;
+  comm::ShardMap shards_;
+  std::unique_ptr<Decoder> decoder_;
+  core::AlignedBuffer arena_;
+  std::unique_ptr<comm::GradientReducer> reducer_;
+  std::unique_ptr<optim::ShardedOptimizer> optimizer_;
+  std::unique_ptr<Checkpointer> checkpoints_;
+  std::unique_ptr<Answers> answers_;
+  std::unique_ptr<MetricsWriter> metrics_;
+  Baseline baseline_;
+  int64_t first_step_ = 0;
+  int64_t total_tokens_ = 0;
+  LoopResult result_;
+};
+
+absl::Status TrainRun::LockOutput() {
+  absl::Status status;
+  if (is_first()) {
+    auto lock = RunLock::Acquire(config_.output.directory);
+    status = lock.status();
+    if (status.ok()) {
+      lock_ = *std::move(lock);
+      if (!lock_->taken_over_from().empty())
+        Say("taking over from " + lock_->taken_over_from() + ", which ended early");
+      status = core::WriteFileAtomically(PathOf("config.yaml"), ConfigToYaml(config_));
+    }
+  }
+  return comm_->AgreeOnStatus(status);
+}
+
+absl::Status TrainRun::MakePlanAndParts() {
+  BITSHARD_ASSIGN_OR_RETURN(plan_, PlanOf(*session_, comm_->world_size()));
+  Say(DescribePlan(plan_));
+  Stopwatch watch;
+  BITSHARD_ASSIGN_OR_RETURN(
+      decoder_,
+      MakeDecoder(*session_, DecoderOptionsOf(config_, session_->data->max_micro_batch_tokens(),
+                                              session_->data->max_sample_tokens())));
+  Say(absl::StrFormat("model: %s, %d layers, loaded in %.1f s",
+                      core::Escaped(session_->source->path(), 4096),
+                      decoder_->config().num_hidden_layers, watch.Lap()));
+  layout_ = decoder_->adapter_layout();
+  shards_ = comm::ShardMap(layout_, comm_->world_size(), config_.comm.bucket_bytes);
+  const auto make = [&]() -> absl::Status {
+    BITSHARD_ASSIGN_OR_RETURN(
+        arena_, core::AlignedBuffer::Create(layout_.padded_elems() * 4, "adapter parameters"));
+    BITSHARD_ASSIGN_OR_RETURN(
+        reducer_, comm::GradientReducer::Create(
+                      layout_, shards_, comm_,
+                      {.micro_batches_per_step = config_.batch.micro_batches_per_step()}));
+    BITSHARD_ASSIGN_OR_RETURN(const optim::ShardedOptimizerOptions options,
+                              OptimizerOptionsOf(config_));
+    BITSHARD_ASSIGN_OR_RETURN(optimizer_,
+                              optim::ShardedOptimizer::Create(layout_, shards_, comm_, options));
+    return absl::OkStatus();
+  };
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(make()));
+  decoder_->InitAdapter(static_cast<uint64_t>(config_.compute.seed), parameters());
+  const optim::StateSplit split = optimizer_->split();
+  Say(absl::StrFormat(
+      "%s: %d tensors (%d elements) with 8-bit state, %d (%d elements) with 32-bit state",
+      config_.optimizer.name, split.tensors_8bit, split.elems_8bit, split.tensors_32bit,
+      split.elems_32bit));
+  BITSHARD_ASSIGN_OR_RETURN(
+      checkpoints_, Checkpointer::Create({.directory = config_.output.directory,
+                                          .save_total_limit = config_.output.save_total_limit,
+                                          .layout = &layout_},
+                                         comm_));
+  return absl::OkStatus();
+}
+
+// What a checkpoint holds: parameters and optimizer state, by blocks. Every rank loads all
+// parameters.
+std::vector<BlockSection> TrainRun::Sections(bool all_parameters) {
+  constexpr int64_t kParameterBytes = core::kBlockElems * 4;
+  const std::vector<core::BlockRange> mine = shards_.RunsOf(comm_->rank());
+  const std::vector<core::BlockRange> all = {{0, layout_.num_blocks()}};
+  const auto bytes_of = [this](core::BlockRange blocks) {
+    return std::as_writable_bytes(
+        parameters().subspan(static_cast<size_t>(blocks.begin * core::kBlockElems),
+                             static_cast<size_t>(blocks.size() * core::kBlockElems)));
+  };
+  const BlockSection parameter_blocks{
+      .name = "parameters",
+      .runs = all_parameters ? all : mine,
+      .block_bytes = [](int64_t) { return kParameterBytes; },
+      .export_blocks =
+          [bytes_of](core::BlockRange blocks, std::span<std::byte> out) {
+            std::ranges::copy(bytes_of(blocks), out.begin());
+            return absl::OkStatus();
+          },
+      .import_blocks =
+          [bytes_of](core::BlockRange blocks, std::span<const std::byte> in) {
+            std::ranges::copy(in, bytes_of(blocks).begin());
+            return absl::OkStatus();
+          }};
+  const BlockSection optimizer_blocks{
+      .name = "optimizer",
+      .runs = mine,
+      .block_bytes = [this](int64_t block) { return optimizer_->BlockStateBytes(block); },
+      .export_blocks =
+          [this](core::BlockRange blocks, std::span<std::byte> out) {
+            return optimizer_->ExportState(blocks, out);
+          },
+      .import_blocks =
+          [this](core::BlockRange blocks, std::span<const std::byte> in) {
+            return optimizer_->ImportState(blocks, in);
+          }};
+  return {parameter_blocks, optimizer_blocks};
+}
+
+absl::Status TrainRun::CheckResumable(const FoundCheckpoint& found) const {
+  const CheckpointInfo& info = found.manifest.info;
+  if (info.config_hash != ConfigHash(config_)) {
+    BITSHARD_ASSIGN_OR_RETURN(const Config before, ParseConfig(info.config_text, found.path));
+    return core::ConfigError(absl::StrCat(
+        core::Escaped(found.path, 4096),
+        " was made with another configuration: ", DescribeDifferences(DiffConfigs(before, config_)),
+        ". Set these keys back, or start anew in another output_dir"));
+  }
+  const std::string data = core::HexDigest(session_->data->content_hash());
+  if (info.data_fingerprint != data) {
+    return core::DataError(absl::StrCat(
+        core::Escaped(found.path, 4096), " was trained on other data (", info.data_fingerprint,
+        ", now ", data, "): give back the data files it was made with, or start anew"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TrainRun::Resume() {
+  const std::string& from = config_.output.resume_from_checkpoint;
+  if (from.empty()) return absl::OkStatus();
+  std::optional<FoundCheckpoint> found;
+  if (from == "true" || from == "auto") {
+    BITSHARD_ASSIGN_OR_RETURN(found, checkpoints_->FindNewest());
+    if (!found.has_value()) {
+      if (from == "auto") return absl::OkStatus();
+      return core::DataError(
+          absl::StrCat(core::Escaped(config_.output.directory, 4096),
+                       ": no checkpoint to resume from; start without --resume"));
+    }
+  } else {
+    BITSHARD_ASSIGN_OR_RETURN(found, checkpoints_->Open(from));
+  }
+  for (const std::string& skipped : found->skipped) session_->console->Warn("skipped " + skipped);
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(CheckResumable(*found)));
+  BITSHARD_RETURN_IF_ERROR(checkpoints_->Load(*found, Sections(/*all_parameters=*/true)));
+  first_step_ = found->manifest.info.step;
+  total_tokens_ = found->manifest.info.total_tokens;
+  optimizer_->set_step(first_step_);
+  Say(absl::StrFormat("resuming from %s: %d of %d steps done", core::Escaped(found->path, 4096),
+                      first_step_, session_->data->total_steps()));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<double>> TrainRun::HeldOut(std::span<const float> adapter) {
+  if (session_->data->num_held_out_micro_batches() == 0) return std::optional<double>();
+  BITSHARD_ASSIGN_OR_RETURN(const HeldOutLoss loss,
+                            EvaluateHeldOut(comm_, decoder_.get(), session_->data.get(), adapter));
+  Say(absl::StrFormat("held-out loss %s: %.4f nats per token (%d tokens, %.1f s)",
+                      adapter.empty() ? "of the base" : "after training", loss.loss,
+                      loss.trained_tokens, loss.seconds));
+  return std::optional<double>(loss.loss);
+}
+
+absl::Status TrainRun::MeasureBaseline() {
+  std::vector<std::string> prompts = config_.generate.prompts;
+  for (const std::string& prompt : session_->data->held_out_prompts()) {
+    if (static_cast<int64_t>(prompts.size() - config_.generate.prompts.size()) >=
+        config_.generate.heldout_prompts)
+      break;
+    prompts.push_back(prompt);
+  }
+  if (config_.eval.on_start) {
+    BITSHARD_ASSIGN_OR_RETURN(baseline_.held_out_loss, HeldOut({}));
+  }
+  if (prompts.empty()) return absl::OkStatus();
+  BITSHARD_ASSIGN_OR_RETURN(answers_,
+                            Answers::Create({.python = TextPythonOf(),
+                                             .tokenizer = TokenizerOf(*session_),
+                                             .prompts = prompts,
+                                             .max_new_tokens = config_.generate.max_new_tokens},
+                                            comm_));
+  BITSHARD_ASSIGN_OR_RETURN(baseline_.answers, answers_->Generate(decoder_.get(), {}));
+  return absl::OkStatus();
+}
+
+absl::Status TrainRun::OpenMetrics() {
+  absl::Status status;
+  if (is_first()) {
+    const auto has = [&](Report report) {
+      return std::ranges::count(config_.output.report_to, report) > 0;
+    };
+    auto metrics = MetricsWriter::Open({.directory = config_.output.directory,
+                                        .resumed_step = first_step_,
+                                        .jsonl = has(Report::kJsonl),
+                                        .tensorboard = has(Report::kTensorBoard),
+                                        .csv = has(Report::kCsv)});
+    status = metrics.status();
+    if (status.ok()) metrics_ = *std::move(metrics);
+  }
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(status));
+  if (metrics_ != nullptr && baseline_.held_out_loss.has_value()) {
+    metrics_->WriteScalar("eval/loss", 0, *baseline_.held_out_loss);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TrainRun::Save(int64_t step, int64_t total_tokens) {
+  return checkpoints_->Save({.step = step,
+                             .data_position = step * config_.batch.global_batch_size,
+                             .total_tokens = total_tokens,
+                             .data_fingerprint = core::HexDigest(session_->data->content_hash()),
+                             .config_hash = ConfigHash(config_),
+                             .config_text = ConfigToYaml(config_),
+                             .program_version = kVersion},
+                            Sections(/*all_parameters=*/false));
+}
+
+absl::Status TrainRun::Train() {
+  const LoopParts parts{.step = {.config = &config_,
+                                 .comm = comm_,
+                                 .data = session_->data.get(),
+                                 .decoder = decoder_.get(),
+                                 .reducer = reducer_.get(),
+                                 .optimizer = optimizer_.get(),
+                                 .parameters = parameters()},
+                        .console = session_->console.get(),
+                        .metrics = metrics_.get(),
+                        .save = [this](int64_t step, int64_t total) { return Save(step, total); },
+                        .first_step = first_step_,
+                        .total_steps = session_->data->total_steps(),
+                        .total_tokens = total_tokens_};
+  BITSHARD_ASSIGN_OR_RETURN(result_, RunTrainLoop(parts));
+  return absl::OkStatus();
+}
+
+absl::Status TrainRun::Finish() {
+  if (result_.interrupted) {
+    return comm_->AgreeOnStatus(core::InterruptedError(
+        absl::StrFormat("asked to stop: saved %s/checkpoint-%d; go on with --resume",
+                        config_.output.directory, result_.step)));
+  }
+  BITSHARD_ASSIGN_OR_RETURN(const std::optional<double> after, HeldOut(parameters()));
+  std::vector<std::string> answers;
+  if (answers_ != nullptr) {
+    BITSHARD_ASSIGN_OR_RETURN(answers, answers_->Generate(decoder_.get(), parameters()));
+  }
+  return WriteResults(after, answers);
+}
+
+absl::Status TrainRun::WriteResults(std::optional<double> held_out_after,
+                                    const std::vector<std::string>& answers) {
+  BITSHARD_ASSIGN_OR_RETURN(const ProcessMemory memory, ReadProcessMemory());
+  BITSHARD_ASSIGN_OR_RETURN(const int64_t peak, comm_->MaxInt64(memory.peak_rss_bytes));
+  BITSHARD_ASSIGN_OR_RETURN(const int64_t sent, comm_->MaxInt64(result_.bytes_sent_last_step));
+  if (!is_first()) return comm_->AgreeOnStatus(absl::OkStatus());
+  const double rate =
+      result_.seconds > 0 ? static_cast<double>(result_.tokens) / result_.seconds : 0;
+  const RunSummary summary{
+      .version = kVersion,
+      .config_hash = ConfigHash(config_),
+      .world_size = comm_->world_size(),
+      .threads_per_rank = core::NumThreads(),
+      .compute_type = config_.compute.type == ComputeType::kBFloat16 ? "bf16" : "fp32",
+      .steps = result_.step,
+      .total_tokens = result_.total_tokens,
+      .seconds = result_.seconds,
+      .tokens_per_second = rate,
+      .heldout_loss_before = baseline_.held_out_loss,
+      .heldout_loss_after = held_out_after,
+      .train_loss = result_.last_loss,
+      .trainable_parameters = layout_.numel(),
+      .planned_peak_rss_bytes = plan_.largest().peak_rss_bytes,
+      .peak_rss_bytes = peak,
+      .bytes_sent_per_step = sent};
+  const auto write = [&]() -> absl::Status {
+    BITSHARD_RETURN_IF_ERROR(
+        io::WritePeftAdapter(PathOf("adapter"),
+                             {.r = config_.lora.r,
+                              .alpha = static_cast<double>(config_.lora.alpha),
+                              .dropout = config_.lora.dropout,
+                              .rslora = config_.lora.use_rslora,
+                              .target_modules = decoder_->options().lora.target_modules,
+                              .base_model = config_.model.base_model},
+                             layout_, parameters()));
+    nlohmann::ordered_json pairs = nlohmann::ordered_json::array();
+    for (size_t i = 0; i < answers.size(); ++i) {
+      pairs.push_back({{"prompt", answers_->prompts()[i]},
+                       {"before", baseline_.answers[i]},
+                       {"after", answers[i]}});
+      Say(absl::StrCat("\nQ: ", answers_->prompts()[i], "\nbefore: ", baseline_.answers[i],
+                       "\nafter:  ", answers[i]));
+    }
+    BITSHARD_RETURN_IF_ERROR(
+        core::WriteFileAtomically(PathOf("answers.json"), io::JsonText(pairs)));
+    metrics_->Sync();
+    if (held_out_after.has_value())
+      metrics_->WriteScalar("eval/loss", result_.step, *held_out_after);
+    if (std::filesystem::exists(PathOf("metrics.jsonl"))) {
+      BITSHARD_RETURN_IF_ERROR(
+          WriteTrainerState(PathOf("trainer_state.json"), PathOf("metrics.jsonl"),
+                            std::max<int64_t>(1, config_.output.logging_steps)));
+    }
+    return WriteSummary(PathOf("summary.json"), summary);
+  };
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(write()));
+  Say(absl::StrFormat("\n%d steps, %.0f tokens/s; peak %s, planned %s; adapter in %s/adapter",
+                      result_.step, rate, Megabytes(peak),
+                      Megabytes(plan_.largest().peak_rss_bytes), config_.output.directory));
+  for (const absl::Status& status : {metrics_->status(), session_->console->status()}) {
+    if (!status.ok()) session_->console->Warn(std::string(status.message()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunTrain(const CommandLine& line, comm::Communicator* comm) {
+  BITSHARD_ASSIGN_OR_RETURN(std::unique_ptr<Session> session, OpenSession(line, comm));
+  BITSHARD_RETURN_IF_ERROR(
+      comm->AgreeOnStatus(ValidateWorldSize(session->config, comm->world_size())));
+  return TrainRun(std::move(session)).Run();
+}
+
+}  // namespace bitshard::trainer

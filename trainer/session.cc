@@ -1,0 +1,142 @@
+#include "trainer/session.h"
+
+#include <cstdlib>
+#include <filesystem>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/time.h"
+#include "core/error.h"
+#include "core/parallel.h"
+#include "core/simd.h"
+#include "core/status_macros.h"
+#include "trainer/process_memory.h"
+#include "trainer/run_options.h"
+#include "trainer/signals.h"
+#include "trainer/version.h"
+
+namespace bitshard::trainer {
+namespace {
+
+// What the libraries take after they have started: packing buffers of the matrix products, compiled
+// kernels, pages of their code. Measured: 15 to 19 MB over shapes of 64 to 49152 columns, float32
+// and bfloat16.
+constexpr int64_t kLibraryGrowthBytes = int64_t{17} << 20;
+
+absl::Status CheckSameConfig(const Config& config, comm::Communicator* comm) {
+  const std::string mine = ConfigToYaml(config);
+  BITSHARD_ASSIGN_OR_RETURN(const std::string first, comm->BroadcastString(mine, "configuration"));
+  absl::Status status;
+  if (first != mine) {
+    const auto other = ParseConfig(first, "rank 0's configuration");
+    status = other.ok()
+                 ? core::ConfigError(absl::StrCat("the configuration differs from rank 0's: ",
+                                                  DescribeDifferences(DiffConfigs(*other, config)),
+                                                  "; start all ranks with the same file and --set"))
+                 : other.status();
+  }
+  return comm->AgreeOnStatus(status);
+}
+
+// OMP_NUM_THREADS (launch/mpirun.sh sets it), else the node's cores shared by its ranks.
+int ThreadsOf(const Config& config, const comm::Communicator& comm) {
+  if (config.compute.threads_per_rank > 0) return static_cast<int>(config.compute.threads_per_rank);
+  if (std::getenv("OMP_NUM_THREADS") != nullptr) return core::NumThreads();
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / comm.local_size());
+}
+
+}  // namespace
+
+TextPython TextPythonOf() {
+  const char* python = std::getenv("BITSHARD_PYTHON");
+  const char* root = std::getenv("BITSHARD_PYTHONPATH");
+  return {.interpreter = python != nullptr ? python : kDefaultPython,
+          .package_root = root != nullptr ? root : kDefaultPythonPath,
+          .stop_requested = [] { return StopSignal() != 0; }};
+}
+
+std::string TokenizerOf(const Session& session) { return session.source->path(); }
+
+absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
+                                                     comm::Communicator* comm) {
+  auto session = std::make_unique<Session>();
+  session->comm = comm;
+  session->console = std::make_unique<Console>(ConsoleOptions{.silent = comm->rank() != 0});
+  auto config = LoadConfig({.path = line.config_path, .overrides = line.overrides});
+  BITSHARD_RETURN_IF_ERROR(comm->AgreeOnStatus(config.status()));
+  session->config = *std::move(config);
+  session->config.compute.type = ResolveComputeType(session->config.compute.type);
+  if (line.resume) session->config.output.resume_from_checkpoint = "true";
+  BITSHARD_RETURN_IF_ERROR(CheckSameConfig(session->config, comm));
+  comm->set_timeout(absl::Seconds(session->config.comm.timeout_seconds));
+  core::SetNumThreads(ThreadsOf(session->config, *comm));
+
+  auto source = io::OpenModel(session->config.model.base_model);
+  absl::Status status = source.status();
+  if (status.ok()) {
+    session->source = *std::move(source);
+    const std::string& wanted = session->config.model.model_type;
+    const std::string& found = session->source->config().model_type;
+    if (!wanted.empty() && wanted != found) {
+      status =
+          core::ConfigError(absl::StrFormat("model_type: got %s, but %s is %s", wanted,
+                                            core::Escaped(session->source->path(), 4096), found));
+    }
+  }
+  BITSHARD_RETURN_IF_ERROR(comm->AgreeOnStatus(status));
+  BITSHARD_ASSIGN_OR_RETURN(const ProcessMemory memory, ReadProcessMemory());
+  BITSHARD_ASSIGN_OR_RETURN(const int64_t most, comm->MaxInt64(memory.rss_bytes));
+  session->runtime_bytes = most + kLibraryGrowthBytes;
+  session->console->Say(absl::StrFormat(
+      "bitshard %s: %d rank%s of %d thread%s, %s, SIMD target %s", kVersion, comm->world_size(),
+      comm->world_size() == 1 ? "" : "s", core::NumThreads(), core::NumThreads() == 1 ? "" : "s",
+      session->config.compute.type == ComputeType::kBFloat16 ? "bf16" : "fp32",
+      core::SimdTargetName()));
+  return session;
+}
+
+absl::Status OpenData(Session* session) {
+  const std::filesystem::path output = session->config.output.directory;
+  const std::filesystem::path parent = output.has_parent_path() ? output.parent_path() : ".";
+  BITSHARD_ASSIGN_OR_RETURN(session->data,
+                            TrainingData::Open({.config = &session->config,
+                                                .model = &session->source->config(),
+                                                .python = TextPythonOf(),
+                                                .cache_directory = (parent / ".cache").string(),
+                                                .tokenizer = TokenizerOf(*session),
+                                                .on_progress =
+                                                    [session](const std::string& text) {
+                                                      session->console->Say("  " + text);
+                                                    }},
+                                               session->comm));
+  const DataSummary& data = session->data->summary();
+  session->console->Say(absl::StrFormat(
+      "data: %d samples, %d tokens (%d trained) in %d packs, %.1f%% full; %d dropped, %d "
+      "truncated; held out: %d "
+      "samples, %d tokens",
+      data.train_samples, data.train_tokens, data.train_trained_tokens, data.packs, 100 * data.fill,
+      data.dropped, data.truncated, data.held_out_samples, data.held_out_tokens));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Decoder>> MakeDecoder(const Session& session,
+                                                     const DecoderOptions& options) {
+  auto decoder = Decoder::Create(*session.source, options);
+  BITSHARD_RETURN_IF_ERROR(session.comm->AgreeOnStatus(decoder.status()));
+  return decoder;
+}
+
+absl::StatusOr<Plan> PlanOf(const Session& session, int world_size) {
+  return MakePlan({.config = &session.config,
+                   .model = &session.source->config(),
+                   .world_size = world_size,
+                   .runtime_bytes = session.runtime_bytes,
+                   .cache_bytes = session.data->cache_bytes(),
+                   .max_tokens = session.data->max_micro_batch_tokens(),
+                   .max_sample_tokens = session.data->max_sample_tokens()});
+}
+
+}  // namespace bitshard::trainer

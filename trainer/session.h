@@ -1,0 +1,57 @@
+// What every command begins with: the configuration that all ranks agree on, threads, the model's
+// files, the data.
+#ifndef BITSHARD_TRAINER_SESSION_H_
+#define BITSHARD_TRAINER_SESSION_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "comm/communicator.h"
+#include "trainer/command_line.h"
+#include "trainer/config.h"
+#include "trainer/data/text_process.h"
+#include "trainer/io/weight_source.h"
+#include "trainer/model/decoder.h"
+#include "trainer/plan.h"
+#include "trainer/progress.h"
+#include "trainer/training_data.h"
+
+namespace bitshard::trainer {
+
+struct Session {
+  Config config;  ///< The same on every rank; compute_type resolved.
+  comm::Communicator* comm = nullptr;
+  std::unique_ptr<Console> console;  ///< Silent but on rank 0.
+  std::unique_ptr<io::WeightSource> source;
+  std::unique_ptr<TrainingData> data;  ///< After OpenData.
+  int64_t runtime_bytes = 0;           ///< Resident before anything was loaded.
+};
+
+/// Loads the configuration on every rank, makes sure that it is the same on all, sets threads and
+/// timeouts, opens the model's files. A collective. Errors: kConfig with the keys that differ
+/// between ranks; those of LoadConfig and OpenModel; agreed.
+absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
+                                                     comm::Communicator* comm);
+
+/// Prepares and opens the data, and says what it is. A collective.
+absl::Status OpenData(Session* session);
+
+/// Errors: kMemory, kData, kConfig; agreed. A collective.
+absl::StatusOr<std::unique_ptr<Decoder>> MakeDecoder(const Session& session,
+                                                     const DecoderOptions& options);
+
+/// The plan for `world_size` ranks. Needs OpenData.
+absl::StatusOr<Plan> PlanOf(const Session& session, int world_size);
+
+/// Python and the text package: the environment variables BITSHARD_PYTHON and BITSHARD_PYTHONPATH,
+/// else what the build found.
+TextPython TextPythonOf();
+
+/// The .gguf file or model folder that holds the tokenizer.
+std::string TokenizerOf(const Session& session);
+
+}  // namespace bitshard::trainer
+
+#endif  // BITSHARD_TRAINER_SESSION_H_

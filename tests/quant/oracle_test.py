@@ -35,6 +35,8 @@ import torch  # noqa: E402
 from torch._C import DispatchKey, DispatchKeySet  # noqa: E402
 
 F32 = np.float32
+# The decisions of bitsandbytes' CUDA kernel for FP4 (dQuantizeFP4 in csrc/kernels.cu), as it spells them.
+FP4_LITERALS = np.array([0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333], dtype=F32)
 TINY = F32(2.0**-126)
 classes: collections.Counter = collections.Counter()
 failures: list[str] = []
@@ -145,6 +147,7 @@ def test_tables(tool: Tool) -> dict[str, np.ndarray]:
     for name in ("nf4", "fp4"):
         peer = F.get_4bit_type(name, device="cpu").numpy().astype(F32)
         check((bits(ours[name]) == bits(peer)).all(), f"{name} table is not get_4bit_type's")
+    check((bits(ours["fp4_bounds"]) == bits(FP4_LITERALS)).all(), "fp4 decision points")
     return ours
 
 
@@ -323,7 +326,6 @@ def test_4bit(tool: Tool, kind: str, tables: dict[str, np.ndarray], rng: np.rand
     zero = 7 if kind == "nf4" else 0
     positive = np.sort(table[:8])
     fp4_m = midpoints(positive)
-    literal = tables["fp4_bounds"]
 
     def rules(b: Blocks, i: int, ours: int, theirs: int) -> str | None:
         t = b.divided[i] if b.tail[i] else b.multiplied[i]
@@ -336,13 +338,13 @@ def test_4bit(tool: Tool, kind: str, tables: dict[str, np.ndarray], rng: np.rand
             a = abs(b.multiplied[i])
             if (fp4_m == a).any() and b.multiplied[i] < 0:
                 return "tie"
-            if any(min(p, q) <= a <= max(p, q) for p, q in zip(fp4_m, literal) if p != q):
+            if any(min(p, q) <= a <= max(p, q) for p, q in zip(fp4_m, FP4_LITERALS) if p != q):
                 return "fp4 bound"
         if b.tail[i] and b.divided[i] != b.multiplied[i]:
             return "tail"
         return None
 
-    points = m if kind == "nf4" else np.concatenate([m, literal, -literal])
+    points = m if kind == "nf4" else np.concatenate([m, FP4_LITERALS, -FP4_LITERALS])
     for block in (32, 64, 256, 4096):
         for label, x in inputs(rng, points, block).items():
             where = f"{kind}, {label}, block {block}"

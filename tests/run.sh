@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs every test: at most 40 minutes on 2 cores from a fresh clone.
+#
+#   tests/run.sh
+#
+# Four parts: the tests of the CPU build (the checks of the source tree among them); the readers of files under
+# AddressSanitizer with mutated inputs; the CUDA sources compiled and linked; a summary. The last line is
+#   N passed, N failed, N skipped
+# and the exit status is 0 only if nothing failed. It can be stopped and run again at any point.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+CMAKE=.deps/venv/bin/cmake
+CTEST=.deps/venv/bin/ctest
+RESULTS=build/test-results
+
+if (($#)); then
+  sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "$0"
+  [[ $1 == -h || $1 == --help ]]
+  exit
+fi
+trap 'echo "tests/run.sh: stopped; run it again to go on" >&2; exit 130' INT TERM
+
+say() { echo "=== $* ($((SECONDS / 60)) min $((SECONDS % 60)) s so far)"; }
+
+# As many compilers as there are cores, and 2 GB of memory for each.
+job_count() {
+  local jobs by_memory
+  jobs=$(nproc)
+  by_memory=$(awk '/^MemAvailable/ {print int($2 / 2097152)}' /proc/meminfo)
+  ((by_memory < jobs)) && jobs=$((by_memory > 1 ? by_memory : 1))
+  echo "$jobs"
+}
+
+# build PRESET ARGS...: what can be built is built, so that its tests run even if something else is broken.
+build() {
+  local preset=$1
+  shift
+  "$CMAKE" --build "build/$preset" -j "$JOBS" "$@" -- -k 0 || echo "$preset" >> "$RESULTS/failed-builds"
+}
+
+configure() {
+  "$CMAKE" --preset "$1" "${@:2}" > "$RESULTS/$1-configure.log" 2>&1 && return
+  cat "$RESULTS/$1-configure.log"
+  echo "$1" >> "$RESULTS/failed-builds"
+  return 1
+}
+
+# run_tests PRESET CTEST-ARGS...
+run_tests() {
+  local preset=$1
+  shift
+  "$CTEST" --test-dir "build/$preset" --output-on-failure --no-tests=error -j "$JOBS" "$@" \
+    --test-output-size-passed 4000000 --test-output-size-failed 4000000 \
+    --output-junit "$PWD/$RESULTS/$preset.xml" < /dev/null
+}
+
+# build_and_run_labelled PRESET LABEL CMAKE-ARGS...: of this preset only the tests with the label. A test is
+# called as its target.
+build_and_run_labelled() {
+  local preset=$1 label=$2 targets
+  shift 2
+  configure "$preset" "$@" || return
+  mapfile -t targets < <("$CTEST" --test-dir "build/$preset" -N -L "^$label\$" | sed -n 's/^ *Test *#[0-9]*: //p')
+  build "$preset" --target "${targets[@]}"
+  run_tests "$preset" -L "^$label\$"
+}
+
+say "setup"
+if ! launch/setup.sh --tests; then
+  echo "0 passed, 1 failed, 0 skipped"
+  exit 1
+fi
+rm -rf "$RESULTS"
+mkdir -p "$RESULTS"
+JOBS=$(job_count)
+
+say "CPU build: about 10 minutes on 2 cores, seconds if nothing changed"
+if configure cpu; then
+  build cpu
+  say "tests of the CPU build: about 10 minutes"
+  run_tests cpu
+fi
+say "readers under AddressSanitizer: about 5 minutes"
+build_and_run_labelled asan asan -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
+say "CUDA sources, compiled and linked: about 3 minutes"
+build_and_run_labelled cuda cuda -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
+say "summary"
+.deps/venv/bin/python tests/summarize.py "$RESULTS"

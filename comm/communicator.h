@@ -23,7 +23,7 @@
 
 namespace bitshard::comm {
 
-/// A collective that was started and may still be running.
+/// A collective that was started and may still be running. Must not outlive its communicator.
 class Work {
  public:
   /// Dropped before Wait, it makes the communicator fail: its buffers may be gone.

@@ -144,7 +144,7 @@ absl::Status DeadlineError(const Exchange& exchange, absl::Duration timeout,
       absl::StrCat(Describe(exchange.operation, exchange.name), ": ", absl::StrJoin(parts, "; "),
                    " within ", absl::FormatDuration(timeout),
                    ": hung, stopped or much slower than the others; if it only needs longer, "
-                   "raise comm_timeout"));
+                   "raise comm.timeout"));
 }
 
 int LowestPresent(const std::vector<int>& absent, const std::vector<int>& stalled) {

@@ -23,11 +23,12 @@ constexpr int kNoticeTag = 2;
 constexpr int kFirstDataTag = 1000;
 constexpr int kDataTags = 31000;
 
-// How long the engine sleeps between polls: ranks share cores with their own computing. Short while
-// data moves or somebody waits, long while only other ranks' arrival is awaited, longest without
-// any exchange (polling then only lets MPI finish what it has buffered).
+// How long the engine sleeps between polls, at most: ranks share cores with their own computing.
+// Short while data moves, longer while somebody waits for other ranks to arrive, still longer while
+// nobody does. Without any exchange polling only lets MPI finish what it has buffered.
 constexpr microseconds kShortestPause{10};
-constexpr microseconds kPauseWaiting{100};
+constexpr microseconds kPauseMoving{100};
+constexpr microseconds kPauseWaiting{250};
 constexpr microseconds kPauseComputing{1000};
 constexpr microseconds kPauseIdle{10000};
 
@@ -235,7 +236,7 @@ void MpiEngine::Sleep(std::unique_lock<std::mutex>& lock, bool progress) {
   if (!active_.empty()) {
     const bool moving = std::any_of(active_.begin(), active_.end(),
                                     [](const auto& op) { return op->data_open > 0; });
-    longest = moving || waiting_ > 0 ? kPauseWaiting : kPauseComputing;
+    longest = moving ? kPauseMoving : waiting_ > 0 ? kPauseWaiting : kPauseComputing;
   }
   pause_ = std::clamp(pause_ * 2, kShortestPause, longest);
   if (queued_.empty() || active_.size() == kMostActive) changed_.wait_for(lock, pause_);

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include "absl/time/clock.h"
 #include "core/error.h"
@@ -80,6 +81,40 @@ TEST(GradientReducer, CostsAsLittleAsTheTreeAllows) {
   EXPECT_EQ(cost(2, 1, 8).sent_bytes_per_step, two.NumBlocksOf(0) * core::kBlockElems * 4);
   EXPECT_EQ(cost(2, 0, 6).partials_per_rank, 2);
   EXPECT_EQ(cost(2, 0, 6).sent_bytes_per_step, 2 * two.NumBlocksOf(1) * core::kBlockElems * 4);
+}
+
+// Bytes that malloc has given out.
+int64_t AllocatedBytes() {
+  const struct mallinfo2 info = mallinfo2();
+  return static_cast<int64_t>(info.uordblks + info.hblkhd);
+}
+
+TEST(GradientReducer, AllocatesWhatItsCostSays) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the sanitizer's malloc keeps no such counts";
+#endif
+  const auto layout = core::FlatLayout::Create({{.name = "a", .shape = {700, 500}},
+                                                {.name = "b", .shape = {300000}},
+                                                {.name = "c", .shape = {10, 100}}});
+  ASSERT_TRUE(layout.ok());
+  for (const int world_size : {1, 2, 5}) {
+    for (const int64_t micro_batches : {5, 8, 11}) {
+      const ShardMap shards(*layout, world_size, 1 << 20);
+      const auto ranks = ThreadCommunicator::Create(world_size);
+      Communicator* const comm = ranks.back().get();
+      const GradientReducerOptions options{.micro_batches_per_step = micro_batches};
+      const ReducerCost cost = GradientReducer::Cost(*layout, shards, comm->rank(), options);
+      const int64_t want = cost.leaf_bytes + cost.partial_bytes + cost.receive_bytes;
+      const int64_t before = AllocatedBytes();
+      const auto reducer = GradientReducer::Create(*layout, shards, comm, options);
+      ASSERT_TRUE(reducer.ok());
+      const int64_t allocated = AllocatedBytes() - before;
+      // Beside the buffers: page rounding of up to ten of them, and a few small tables.
+      EXPECT_GE(allocated, want);
+      EXPECT_LE(allocated, want + 64 * 1024)
+          << micro_batches << " micro-batches on " << world_size << " ranks";
+    }
+  }
 }
 
 TEST(GradientReducer, RefusesMoreRanksThanMicroBatches) {

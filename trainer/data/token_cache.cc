@@ -81,7 +81,7 @@ absl::Status TokenCache::ReadHeader() {
   } fields[] = {{"samples", &num_samples_, 24, 1, kMaxTokens},
                 {"tokens", &num_tokens_, 32, 2, kMaxTokens},
                 {"trained tokens", &num_trained_, 40, 1, kMaxTokens},
-                {"vocabulary size", &vocab_size_, 48, 1, kMaxVocab},
+                {"largest token + 1", &vocab_size_, 48, 1, kMaxVocab},
                 {"tokens of the longest sample", &max_sample_tokens_, 56, 2, kMaxTokens},
                 {"offset of boundaries", &boundaries_offset_, 64, kHeaderBytes, size},
                 {"offset of metadata", &metadata_offset_, 72, kHeaderBytes, size}};
@@ -149,17 +149,14 @@ absl::Status TokenCache::CheckBoundaries() {
 }
 
 absl::Status TokenCache::CheckTokens() {
-  int64_t trained = 0;
+  int64_t trained = 0, largest = 0;
   int64_t released = kHeaderBytes;
   for (int64_t s = 0; s < num_samples_; ++s) {
     const std::span<const uint32_t> words = sample(s);
     int64_t trained_here = 0;
     for (const uint32_t word : words) {
       trained_here += IsTrained(word) ? 1 : 0;
-      if (TokenOf(word) >= vocab_size_) {
-        return Damaged(absl::StrFormat("sample %d: token %d, want less than %d", s, TokenOf(word),
-                                       vocab_size_));
-      }
+      largest = std::max<int64_t>(largest, TokenOf(word));
     }
     if (IsTrained(words[0]) || trained_here == 0) {
       return Damaged(absl::StrFormat("sample %d: its first token is trained, or none is", s));
@@ -170,6 +167,10 @@ absl::Status TokenCache::CheckTokens() {
       map_->Release(static_cast<size_t>(released), static_cast<size_t>(done - released));
       released = done;
     }
+  }
+  if (largest + 1 != vocab_size_) {
+    return Damaged(
+        absl::StrFormat("the largest token is %d, the header says %d", largest, vocab_size_ - 1));
   }
   if (trained != num_trained_) {
     return Damaged(absl::StrFormat("%d trained tokens, the header says %d", trained, num_trained_));

@@ -6,7 +6,7 @@
 // File (version 1, little-endian; docs/data.md has the same table):
 //     0 char[8]  "BSTOKENS"          8 u32 version            12 u32 header bytes, 128
 //    16 u64 file bytes              24 u64 samples            32 u64 tokens
-//    40 u64 trained tokens          48 u64 vocabulary size    56 u64 tokens of the longest sample
+//    40 u64 trained tokens          48 u64 largest token + 1  56 u64 tokens of the longest sample
 //    64 u64 offset of boundaries    72 u64 offset of metadata 80 u64 bytes of metadata
 //    88 u32 CRC-32 of bytes [128, file bytes)                 92 zeros
 //   124 u32 CRC-32 of bytes [0, 124)
@@ -57,7 +57,7 @@ class TokenCache {
   int64_t num_tokens() const { return num_tokens_; }
   /// Tokens that count in the loss: never a sample's first, at least one in each sample.
   int64_t num_trained() const { return num_trained_; }
-  /// Every token id is smaller.
+  /// The largest token id that occurs, and one: the model's vocabulary must be at least as large.
   int64_t vocab_size() const { return vocab_size_; }
   int64_t max_sample_tokens() const { return max_sample_tokens_; }
   const TokenCacheNotes& notes() const { return notes_; }

@@ -126,6 +126,6 @@ def prepare(spec: Spec) -> None:
                          "train_on_inputs": spec.train_on_inputs},
             "versions": {name: importlib.metadata.version(name) for name in ("tokenizers", "jinja2")},
         }
-        writer.commit(tokenizer.vocab_size, metadata)
+        writer.commit(metadata)
     say(done={"samples": writer.num_samples, "tokens": writer.num_tokens, "trained": writer.num_trained,
               "peak_rss_bytes": peak_rss_bytes()})

@@ -20,7 +20,7 @@ class TokenCacheWriter:
 
         with TokenCacheWriter(path) as writer:
             writer.add([1, 2, 3], [False, True, True])
-            writer.commit(vocab_size=50000, metadata={})
+            writer.commit(metadata={})
     """
 
     def __init__(self, path: str):
@@ -30,6 +30,7 @@ class TokenCacheWriter:
         self.boundaries = array("q", [0])
         self.num_trained = 0
         self.max_sample_tokens = 0
+        self.max_token = 0
         self._crc = 0
         self._bytes = HEADER_BYTES
         try:
@@ -71,8 +72,9 @@ class TokenCacheWriter:
         self.boundaries.append(self.num_tokens + len(ids))
         self.num_trained += sum(trained)
         self.max_sample_tokens = max(self.max_sample_tokens, len(ids))
+        self.max_token = max(self.max_token, max(ids))
 
-    def commit(self, vocab_size: int, metadata: dict[str, Any]) -> None:
+    def commit(self, metadata: dict[str, Any]) -> None:
         self._write(bytes(-self._bytes % 8))
         boundaries_offset = self._bytes
         self._write(self.boundaries.tobytes())
@@ -80,7 +82,7 @@ class TokenCacheWriter:
         self._write(json.dumps(metadata, sort_keys=True).encode("ascii"))
         header = MAGIC + struct.pack(
             "<IIqqqqqqqqqII", VERSION, HEADER_BYTES, self._bytes, self.num_samples, self.num_tokens, self.num_trained,
-            vocab_size, self.max_sample_tokens, boundaries_offset, metadata_offset, self._bytes - metadata_offset,
+            self.max_token + 1, self.max_sample_tokens, boundaries_offset, metadata_offset, self._bytes - metadata_offset,
             self._crc, 0)
         header = header.ljust(HEADER_BYTES - 4, b"\0")
         try:

@@ -47,11 +47,12 @@ std::string CacheBytes(const std::vector<SampleWords>& samples) {
 std::string CacheBytes(const std::vector<SampleWords>& samples, const std::string& metadata) {
   std::string bytes(128, '\0');
   std::vector<int64_t> boundaries = {0};
-  int64_t trained = 0, longest = 0;
+  int64_t trained = 0, longest = 0, largest = 0;
   for (const SampleWords& words : samples) {
     for (const uint32_t word : words) {
       Append(&bytes, word);
       trained += word >> 31;
+      largest = std::max(largest, static_cast<int64_t>(word & ~kTrained));
     }
     boundaries.push_back(boundaries.back() + static_cast<int64_t>(words.size()));
     longest = std::max(longest, static_cast<int64_t>(words.size()));
@@ -68,7 +69,7 @@ std::string CacheBytes(const std::vector<SampleWords>& samples, const std::strin
                             static_cast<int64_t>(samples.size()),
                             boundaries.back(),
                             trained,
-                            1000,
+                            largest + 1,
                             longest,
                             boundaries_offset,
                             metadata_offset,

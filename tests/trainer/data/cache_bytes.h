@@ -14,7 +14,7 @@ using SampleWords = std::vector<uint32_t>;
 
 inline constexpr uint32_t kTrained = uint32_t{1} << 31;
 
-/// A valid cache. Vocabulary size 1000.
+/// A valid cache.
 std::string CacheBytes(const std::vector<SampleWords>& samples);
 std::string CacheBytes(const std::vector<SampleWords>& samples, const std::string& metadata);
 

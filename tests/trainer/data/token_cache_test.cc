@@ -100,27 +100,28 @@ TEST(TokenCache, ChecksEachFieldBehindTheChecksums) {
     size_t offset;
     int64_t value;
     const char* message;
-  } cases[] = {{"no sample", kSamples, 0, "samples: 0"},
-               {"negative samples", kSamples, -1, "samples: -1"},
-               {"more samples than bytes", kSamples, 1000, "do not fit a file"},
-               {"samples that overflow", kSamples, int64_t{1} << 61, "samples: "},
-               {"more tokens than bytes", kTokens, 100, "do not fit a file"},
-               {"tokens that overflow", kTokens, int64_t{1} << 62, "tokens: "},
-               {"another trained count", kTrainedTokens, 5, "4 trained tokens, the header says 5"},
-               {"vocabulary too small", kVocab, 999, "token 999, want less than 999"},
-               {"vocabulary too large", kVocab, int64_t{1} << 31, "vocabulary size"},
-               {"another longest sample", kLongest, 5, "the longest sample has 4 tokens"},
-               {"boundaries elsewhere", kBoundariesOffset, 128, "do not fit a file"},
-               {"metadata elsewhere", kMetadataOffset, 128, "do not fit a file"},
-               {"metadata too long", kMetadataBytes, 1 << 20, "bytes, want"},
-               {"negative metadata", kMetadataBytes, -8, "bytes, want"},
-               {"another file size", kFileBytes, 128, "bytes, want 128"},
-               {"first boundary", boundaries, 1, "do not begin at 0"},
-               {"boundaries that fall", boundaries + 8, 6, "sample 1: tokens [6, 5)"},
-               {"a sample of one token", boundaries + 8, 4, "sample 1: tokens [4, 5)"},
-               {"a negative boundary", boundaries + 8, INT64_MIN, "sample 0"},
-               {"a boundary past the end", boundaries + 16, INT64_MAX, "sample 1"},
-               {"last boundary", boundaries + 24, 8, "do not end at the last token"}};
+  } cases[] = {
+      {"no sample", kSamples, 0, "samples: 0"},
+      {"negative samples", kSamples, -1, "samples: -1"},
+      {"more samples than bytes", kSamples, 1000, "do not fit a file"},
+      {"samples that overflow", kSamples, int64_t{1} << 61, "samples: "},
+      {"more tokens than bytes", kTokens, 100, "do not fit a file"},
+      {"tokens that overflow", kTokens, int64_t{1} << 62, "tokens: "},
+      {"another trained count", kTrainedTokens, 5, "4 trained tokens, the header says 5"},
+      {"a smaller largest token", kVocab, 999, "the largest token is 999, the header says 998"},
+      {"a token with bit 31", kVocab, int64_t{1} << 31, "largest token + 1"},
+      {"another longest sample", kLongest, 5, "the longest sample has 4 tokens"},
+      {"boundaries elsewhere", kBoundariesOffset, 128, "do not fit a file"},
+      {"metadata elsewhere", kMetadataOffset, 128, "do not fit a file"},
+      {"metadata too long", kMetadataBytes, 1 << 20, "bytes, want"},
+      {"negative metadata", kMetadataBytes, -8, "bytes, want"},
+      {"another file size", kFileBytes, 128, "bytes, want 128"},
+      {"first boundary", boundaries, 1, "do not begin at 0"},
+      {"boundaries that fall", boundaries + 8, 6, "sample 1: tokens [6, 5)"},
+      {"a sample of one token", boundaries + 8, 4, "sample 1: tokens [4, 5)"},
+      {"a negative boundary", boundaries + 8, INT64_MIN, "sample 0"},
+      {"a boundary past the end", boundaries + 16, INT64_MAX, "sample 1"},
+      {"last boundary", boundaries + 24, 8, "do not end at the last token"}};
   for (const auto& c : cases) {
     SCOPED_TRACE(c.name);
     std::string bytes = whole;

@@ -255,7 +255,7 @@ absl::Status SafetensorsWriter::WriteFloats(std::span<const float> values) {
   std::vector<uint16_t> narrow(std::min<size_t>(values.size(), size_t{kGrainElems}));
   while (!values.empty()) {
     const std::span<const float> piece = values.first(std::min(values.size(), narrow.size()));
-    std::transform(piece.begin(), piece.end(), narrow.begin(), core::Bf16FromFloat);
+    for (size_t i = 0; i < piece.size(); ++i) narrow[i] = core::Bf16FromFloat(piece[i]);
     BITSHARD_RETURN_IF_ERROR(Write(std::as_bytes(std::span(narrow).first(piece.size()))));
     values = values.subspan(piece.size());
   }

@@ -115,6 +115,22 @@ TEST(GgufModel, RefusesAFileCutAtAnyFieldOrBesideIt) {
   EXPECT_TRUE(OpenStatus(path).ok());
 }
 
+TEST(GgufFile, RefusesAFileOfOneTensorCutAnywhere) {
+  const TempFolder folder;
+  const std::string path = folder / "model.gguf";
+  const SampleGguf gguf = {
+      .tensors = {{.name = "x", .dimensions = {2}, .data = std::string(8, 'x')}}};
+  const std::string file = gguf.Build().bytes();
+  for (size_t size = 0; size < file.size();
+       ++size) {  // Also inside the padding in front of the data.
+    WriteSample(path, file.substr(0, size));
+    ASSERT_FALSE(GgufFile::Open(path).ok())
+        << "cut to " << size << " of " << file.size() << " bytes";
+  }
+  WriteSample(path, file);
+  EXPECT_TRUE(GgufFile::Open(path).ok());
+}
+
 TEST(GgufModel, RefusesWhatIsDamaged) {
   struct Case {
     const char* message;
@@ -183,6 +199,10 @@ TEST(GgufModel, RefusesWhatIsDamaged) {
        [](SampleGguf* g) { g->Key<uint32_t>("llama.rope.dimension_count", 4, 8); }},
       {"rope.scaling.type: is \"yarn\"",
        [](SampleGguf* g) { g->KeyText("llama.rope.scaling.type", "yarn"); }},
+      {"rope_freqs.weight: has 16 elements, want half the head size 16",
+       [](SampleGguf* g) {
+         g->tensors[2].name = "rope_freqs.weight", g->tensors[2].dimensions = {16};
+       }},
       {"split.count", [](SampleGguf* g) { g->Key<uint16_t>("split.count", 2, 3); }},
   };
   const TempFolder folder;

@@ -278,6 +278,8 @@ TempFolder::~TempFolder() {
 }
 
 void WriteSample(const std::string& path, const std::string& content) {
+  // A new file each time: ext4 writes a file that was cut to nothing to the disk when it is closed.
+  std::filesystem::remove(path);
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file << content;
   file.close();

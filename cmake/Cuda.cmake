@@ -62,6 +62,7 @@ message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION} for 
 # defaults, written down because -use_fast_math would change them.
 # -Wsign-conversion is left out: nvcc's rewritten source has an int conversion in every array bound.
 function(bitshard_cuda_options target)
+  set_property(GLOBAL APPEND PROPERTY BITSHARD_CUDA_LIBRARIES ${target})  # tests/core links them all
   set(warnings ${BITSHARD_WARNINGS})
   list(REMOVE_ITEM warnings -Wsign-conversion)
   list(JOIN warnings "," warnings)

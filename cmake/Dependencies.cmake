@@ -27,6 +27,8 @@ if(NOT TARGET hwy::hwy)
 endif()
 bitshard_require(MPI libopenmpi-dev COMPONENTS CXX)
 bitshard_require(OpenMP g++ COMPONENTS CXX)
+# By flag, not by the path of g++'s libgomp: LibTorch brings the same library, and a process must have one.
+set_target_properties(OpenMP::OpenMP_CXX PROPERTIES INTERFACE_LINK_LIBRARIES "" INTERFACE_LINK_OPTIONS -fopenmp)
 bitshard_require(Threads libc6-dev)
 bitshard_require(ZLIB zlib1g-dev)
 find_path(BITSHARD_XXHASH_INCLUDE xxhash.h)

@@ -9,17 +9,27 @@
 #include "core/hash.h"
 
 namespace bitshard::core {
+namespace {
+
+constexpr int64_t kMaxElems = int64_t{1} << 62;
+
+}  // namespace
 
 absl::StatusOr<FlatLayout> FlatLayout::Create(const std::vector<TensorSpec>& tensors) {
   FlatLayout layout;
   for (const TensorSpec& spec : tensors) {
     FlatTensor tensor{.name = spec.name, .shape = spec.shape, .numel = 1};
     for (const int64_t dim : spec.shape) {
-      if (dim < 1 || tensor.numel > (int64_t{1} << 62) / dim) {
-        return ConfigError(absl::StrCat("tensor ", Escaped(spec.name), ": shape [", absl::StrJoin(spec.shape, ", "),
-                                        "]: every dimension must be at least 1 and the product below 2^62"));
+      if (dim < 1 || tensor.numel > kMaxElems / dim) {
+        return ConfigError(absl::StrCat(
+            "tensor ", Escaped(spec.name), ": shape [", absl::StrJoin(spec.shape, ", "),
+            "]: every dimension must be at least 1 and the product at most 2^62"));
       }
       tensor.numel *= dim;
+    }
+    if (tensor.numel > kMaxElems - layout.padded_elems()) {
+      return ConfigError(absl::StrCat("tensor ", Escaped(spec.name),
+                                      ": with it the tensors have more than 2^62 elements"));
     }
     const int64_t blocks = (tensor.numel + kBlockElems - 1) / kBlockElems;
     tensor.blocks = {layout.num_blocks_, layout.num_blocks_ + blocks};
@@ -40,8 +50,9 @@ int64_t FlatLayout::Find(const std::string& name) const {
 
 int64_t FlatLayout::TensorOfBlock(int64_t block) const {
   BITSHARD_CHECK(block >= 0 && block < num_blocks_) << block;
-  const auto after = std::upper_bound(tensors_.begin(), tensors_.end(), block,
-                                      [](int64_t b, const FlatTensor& t) { return b < t.blocks.begin; });
+  const auto after =
+      std::upper_bound(tensors_.begin(), tensors_.end(), block,
+                       [](int64_t b, const FlatTensor& t) { return b < t.blocks.begin; });
   return after - tensors_.begin() - 1;
 }
 

@@ -10,6 +10,9 @@
 # name servers, certificates, and pip's settings.
 set -euo pipefail
 
+# This machine's certificates; beside Debian's file, which the package ca-certificates writes anew.
+CERTIFICATES=/etc/fresh-machine-certificates.crt
+
 fail() {
   echo "fresh_machine.sh: $*" >&2
   exit 2
@@ -40,9 +43,10 @@ enter() {
   mount --make-rslave "$root/dev"
   mount -t sysfs -o ro sysfs "$root/sys"
   local settings=(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8) name
+  [[ ! -e $root$CERTIFICATES ]] || settings+=("PIP_CERT=$CERTIFICATES")
   while IFS= read -r name; do
     settings+=("$name=${!name}")
-  done < <(compgen -e | grep -E '^(PIP_.*|SSL_CERT_.*|REQUESTS_CA_BUNDLE|[a-zA-Z_]*_(proxy|PROXY))$' || true)
+  done < <(compgen -e | grep -E '^(PIP_(EXTRA_)?INDEX_URL|PIP_TRUSTED_HOST|[a-zA-Z]+_(proxy|PROXY))$' || true)
   exec chroot "$root" /usr/bin/env -i "${settings[@]}" \
     /bin/bash -c "$(declare -f run_commands); run_commands \"\$@\"" bash "$@"
 }
@@ -77,8 +81,9 @@ if [[ ! -e $dir/made ]]; then
   debootstrap --variant=minbase bookworm "$root" "${mirror:-http://deb.debian.org/debian}" > "$dir/debootstrap.log" ||
     fail "debootstrap failed; see $dir/debootstrap.log"
   rm -f "$root/etc/apt/sources.list"
-  for path in /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources /etc/apt/apt.conf.d /etc/resolv.conf \
-    /etc/hosts /etc/pip.conf /etc/ssl/certs; do
+  [[ ! -e /etc/ssl/certs/ca-certificates.crt ]] || cp /etc/ssl/certs/ca-certificates.crt "$root$CERTIFICATES"
+  for path in /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources /etc/apt/apt.conf.d \
+    /etc/resolv.conf /etc/hosts /etc/pip.conf; do
     if [[ -e $path ]]; then
       mkdir -p "$root$(dirname "$path")"
       cp -aL --no-target-directory "$path" "$root$path"

@@ -139,6 +139,11 @@ TEST(CheckpointKill, AtRandomMomentsNothingSavedIsLost) {
         saved.get()->store(step);
       }
     });
+    // Every second child is given the time for a first save, however slow the disk is.
+    while (repetition % 2 == 0 && saved.get()->load() == 0 &&
+           waitpid(child, nullptr, WNOHANG) == 0) {
+      usleep(500);
+    }
     usleep(static_cast<useconds_t>(2000 + random() % 60000));
     kill(child, SIGKILL);
     int status = 0;
@@ -151,7 +156,7 @@ TEST(CheckpointKill, AtRandomMomentsNothingSavedIsLost) {
     EXPECT_LE(*step, last_saved + 1);
     saved_in_all += last_saved;
   }
-  EXPECT_GT(saved_in_all, 0);
+  EXPECT_GE(saved_in_all, 15);
 }
 
 }  // namespace

@@ -75,6 +75,7 @@ int64_t ResidencyPolicy::Victim() const {
   for (size_t i = 0; i < frames_.size(); ++i) {
     const Frame& frame = frames_[i];
     if (frame.acquired || frame.moving) continue;
+    if (frame.page >= 0 && frame.page == wanted_) continue;  // has come, is about to be acquired
     if (frame.page < 0) return static_cast<int64_t>(i);
     if (victim < 0) {
       victim = static_cast<int64_t>(i);

@@ -227,12 +227,14 @@ std::string BackingFile() {
 }
 
 TEST(FileTier, LeavesNothingInTheDirectory) {
-  const auto buffer = Make(FileTier(2));
+  PagingOptions options = FileTier(2);
+  options.directory = testing::TempDir() + absl::StrCat("bitshard_empty_", getpid());
+  std::filesystem::create_directory(options.directory);
+  const absl::Cleanup clean = [&] { std::filesystem::remove_all(options.directory); };
+  const auto buffer = Make(options);
   ASSERT_NE(BackingFile(), "");
   EXPECT_EQ(std::filesystem::file_size(BackingFile()), static_cast<uintmax_t>(kPages * kPageBytes));
-  for (const auto& entry : std::filesystem::directory_iterator(testing::TempDir())) {
-    EXPECT_FALSE(absl::StrContains(entry.path().string(), "bitshard-paging-")) << entry.path();
-  }
+  EXPECT_TRUE(std::filesystem::is_empty(options.directory));
 }
 
 // A buffer of which page 3 has been written and pushed out to the file.
@@ -280,7 +282,7 @@ TEST(FileTier, SaysWhatAFullDiskLacks) {
   if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) {
     GTEST_SKIP() << "needs to mount a file system (root): " << std::strerror(errno);
   }
-  const std::string directory = testing::TempDir() + "bitshard_full_disk";
+  const std::string directory = testing::TempDir() + absl::StrCat("bitshard_full_disk_", getpid());
   std::filesystem::create_directories(directory);
   const absl::Cleanup clean = [&] { std::filesystem::remove(directory); };
   if (mount("tmpfs", directory.c_str(), "tmpfs", 0, "size=65536") != 0) {

@@ -142,5 +142,25 @@ TEST(ResidencyPolicy, AcquiredPagesStay) {
   EXPECT_EQ(policy.FrameOf(3), 0);
 }
 
+TEST(ResidencyPolicy, AWantedPageStaysUntilItIsAcquired) {
+  // In a walk at page 6 somebody goes back to page 1, whose next use would be the furthest of all.
+  ResidencyPolicy policy(10, 2);
+  policy.BeginWalk();
+  for (int64_t page = 0; page < 6; ++page) {
+    policy.Want(page);
+    while (const std::optional<Move> move = policy.StartMove()) policy.FinishMove(*move);
+    policy.Acquire(page);
+    policy.Release(page, true);
+  }
+  policy.Want(1);
+  int loads = 0;
+  while (const std::optional<Move> move = policy.StartMove()) {
+    policy.FinishMove(*move);
+    loads += move->loaded == 1;
+    EXPECT_GE(policy.FrameOf(1), 0) << "reading ahead has thrown it out";
+  }
+  EXPECT_EQ(loads, 1);
+}
+
 }  // namespace
 }  // namespace bitshard::paging

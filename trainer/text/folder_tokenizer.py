@@ -95,8 +95,7 @@ def _template_sources(folder: str, config: dict[str, Any], where: str) -> dict[s
 def _prefix_ids(tokenizer: tokenizers.Tokenizer, bos_id: int | None) -> list[int]:
     """BOS if the tokenizer's own post-processor puts it in front."""
     ids = tokenizer.encode("a", add_special_tokens=True).ids
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    return [bos_id] if bos_id is not None and ids[:1] == [bos_id] and plain[:1] != [bos_id] else []
+    return [bos_id] if bos_id is not None and ids[:1] == [bos_id] else []
 
 
 def _stop_ids(folder: str, eos_id: int | None, vocab_size: int) -> list[int]:

@@ -38,6 +38,10 @@ PRE_TOKENIZERS = {
 WHOLE_TOKENS_FIRST = ("llama3", "llama-v3", "llama-bpe")
 
 
+# transformers' names -> GGUF's.
+SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
 class _Metadata:
     """Typed access with errors that name file and key."""
 
@@ -71,11 +75,10 @@ def _make_bpe(metadata: _Metadata, tokens: list[str], types: list[int], pre: str
         raise DataError(f"{metadata.path}: tokenizer.ggml.tokens: a token stands twice")
     merges = []
     for merge in metadata.need("tokenizer.ggml.merges", list):
-        # As llama.cpp does: the space between the two halves is not the first character.
-        space = merge.find(" ", 1) if isinstance(merge, str) else -1
-        if space < 0:
+        left, _, right = str(merge).partition(" ")
+        if not left or not right:
             raise DataError(f"{metadata.path}: tokenizer.ggml.merges: '{escaped(merge)}' is no pair of tokens")
-        merges.append((merge[:space], merge[space + 1:]))
+        merges.append((left, right))
     try:
         model = models.BPE(vocab=vocab, merges=merges, fuse_unk=False, ignore_merges=pre in WHOLE_TOKENS_FIRST)
     except Exception as error:  # The library raises bare Exception.
@@ -116,8 +119,7 @@ def load_gguf_tokenizer(path: str) -> TextTokenizer:
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", bool, pre in WHOLE_TOKENS_FIRST)
     if add_bos and ids["bos"] is None:
         raise DataError(f"{metadata.path}: tokenizer.ggml.add_bos_token is true, but there is no bos_token_id")
-    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    variables = {name: tokens[ids[key]] for name, key in names.items() if ids[key] is not None}
+    variables = {name: tokens[ids[key]] for name, key in SPECIAL_TOKENS.items() if ids[key] is not None}
     source = metadata.get("tokenizer.chat_template", str)
     return TextTokenizer(
         where=metadata.path,
@@ -127,3 +129,12 @@ def load_gguf_tokenizer(path: str) -> TextTokenizer:
         stop_ids=list(dict.fromkeys(ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None)),
         special_ids=frozenset(number for number, kind in enumerate(types) if kind == CONTROL),
         template=None if source is None else ChatTemplate(source, metadata.path, variables))
+
+
+def special_tokens_and_template(path: str) -> tuple[dict[str, str], str | None]:
+    """{"bos_token": "<s>", ...} and the chat template's text."""
+    metadata = _Metadata(path)
+    tokens = metadata.need("tokenizer.ggml.tokens", list)
+    ids = {name: metadata.token_id(key, len(tokens)) for name, key in SPECIAL_TOKENS.items()}
+    return ({name: tokens[number] for name, number in ids.items() if number is not None},
+            metadata.get("tokenizer.chat_template", str))

@@ -5,6 +5,7 @@ a line.
     {"render": [{"role": "user", "content": "Hi"}]}     -> {"tokens": [1, 4093, ...]}
     {"encode": "text"}                                  -> {"tokens": [...]}
     {"decode": [19556]}                                 -> {"text": "Hello"}
+    {"export": "folder"}                                -> {"files": ["tokenizer.json", ...]}
     anything that can't be answered                     -> {"error": "why"}
 """
 import json
@@ -23,7 +24,7 @@ def _tokens(tokenizer: TextTokenizer, text: str) -> dict[str, Any]:
     return {"tokens": tokenizer.encode([text])[0].ids}
 
 
-def answer(tokenizer: TextTokenizer, request: dict[str, Any]) -> dict[str, Any]:
+def answer(tokenizer: TextTokenizer, tokenizer_path: str, request: dict[str, Any]) -> dict[str, Any]:
     if "render" in request:
         return _tokens(tokenizer, tokenizer.render(request["render"], add_generation_prompt=True))
     if "encode" in request:
@@ -33,6 +34,9 @@ def answer(tokenizer: TextTokenizer, request: dict[str, Any]) -> dict[str, Any]:
         if not all(isinstance(token, int) and 0 <= token < tokenizer.vocab_size for token in ids):
             raise DataError(f"decode: want token ids below {tokenizer.vocab_size}")
         return {"text": tokenizer.decode(ids)}
+    if "export" in request:
+        from .export import export_tokenizer
+        return {"files": export_tokenizer(tokenizer_path, request["export"])}
     raise DataError(f"unknown request: {escaped(', '.join(request))}")
 
 
@@ -42,7 +46,7 @@ def serve(tokenizer_path: str) -> None:
     print(json.dumps({"ready": ready}), flush=True)
     for line in sys.stdin:
         try:
-            reply = answer(tokenizer, json.loads(line))
+            reply = answer(tokenizer, tokenizer_path, json.loads(line))
         except TextError as error:
             reply = {"error": str(error)}
         print(json.dumps(reply), flush=True)

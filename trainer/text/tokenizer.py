@@ -28,8 +28,6 @@ class TextTokenizer:
     vocab_size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
         # Offsets must cover every character (some post-processors trim spaces off), and no token may be added.
         self.tokenizer.post_processor = tokenizers.processors.Sequence([])
         self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1

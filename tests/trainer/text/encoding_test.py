@@ -9,7 +9,7 @@ from array import array
 from contextlib import redirect_stdout
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from trainer.text.errors import ConfigError, DataError
 from trainer.text.prepare import Spec, prepare
@@ -25,7 +25,7 @@ FORGETS = ("{% for m in messages %}{{ m.role[0] }}:{% if m.thought and loop.last
            "{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}a:{% endif %}")
 
 
-def save_folder(folder: str, template: str | None, bos: bool = False, merges: tuple = ()) -> None:
+def save_folder(folder: str, template: str | None, bos: bool = False, merges: tuple = (), trim: bool = False) -> None:
     vocab = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     for left, right in merges:
         vocab[left + right] = len(vocab)
@@ -34,8 +34,10 @@ def save_folder(folder: str, template: str | None, bos: bool = False, merges: tu
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<s>"), AddedToken("<e>")])
     if bos:
-        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
+    if trim:
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.save(os.path.join(folder, "tokenizer.json"))
     with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as file:
         json.dump({"bos_token": "<s>", "eos_token": "<e>", "pad_token": "<e>", "chat_template": template}, file)
@@ -87,6 +89,11 @@ class Masking(Folder):
         chat = Chat("w", [message("user", "Q"), message("assistant", "AA")])
         self.assertEqual(self.pieces(chat, merges=((":", "A"),)), "<s>u:Q<e>\n<s>a:AA'<e>'\n")
 
+    def test_a_file_that_trims_offsets_moves_no_border(self) -> None:
+        sample = Completion("w", "P ", "CD")
+        for trim in (False, True):
+            self.assertEqual(self.pieces(sample, merges=(("Ġ", "C"),), trim=trim), "P CD'<e>'")
+
     def test_all_bytes_of_one_character_are_treated_alike(self) -> None:
         chat = Chat("w", [message("user", "é"), message("assistant", "é")])
         self.assertEqual(self.pieces(chat).count("\ufffd'"), 2)
@@ -104,6 +111,11 @@ class Masking(Folder):
             self.pieces(chat, FORGETS)
         last = Chat("w", chat.messages, first_trained=3)
         self.assertEqual(self.pieces(last, FORGETS), "u:Q<e>a:A<e>u:R<e>a:('U')'B'<e>'")
+
+    def test_a_generation_prompt_that_is_not_how_answers_begin_is_refused(self) -> None:
+        chat = Chat("w", [message("user", "Q"), message("assistant", "A")])
+        with self.assertRaisesRegex(DataError, r"^w: turn 2 \(assistant\)"):
+            self.pieces(chat, TEMPLATE.replace("<s>a:", "<s>A:"))
 
     def test_what_the_template_refuses_has_file_and_line(self) -> None:
         chat = Chat("d.jsonl:7", [message("user", "Q")])

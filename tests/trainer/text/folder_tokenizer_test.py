@@ -33,6 +33,14 @@ TEMPLATES = {
 {{ raise_exception('Roles must alternate: ' ~ m.role) }}{% endif %}
 {% if m['role'] == 'user' %}[INST] {{ (system + '\n' if loop.first and system else '') + m['content'] }} [/INST]
 {% else %} {{ m['content'] + eos_token }}{% endif %}{% endfor %}""",
+    "indented blocks": """{% for m in messages %}
+    {% if m.role == 'user' %}
+        {{ m.content }}
+    {% else %}
+        [{{ m.content }}]
+    {% endif %}
+    {# nothing #}
+{% endfor %}""",
     "generation blocks": """{% for m in messages %}{% if m.role == 'assistant' %}<a>{% generation %}{{ m.content }}</s>
 {% endgeneration %}{% else %}<{{ m.role[0] }}>{{ m.content }}{% endif %}{% endfor %}""",
     "namespace and loop controls": """{% set ns = namespace(seen=false, n=0) %}

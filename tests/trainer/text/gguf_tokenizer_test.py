@@ -116,6 +116,13 @@ class SmallFiles(unittest.TestCase):
             split = load_tokenizer(self.path).tokenizer.pre_tokenizer.pre_tokenize_str("x1234 5")
             self.assertEqual(["x1234 5"[begin:end] for _, (begin, end) in split], pieces, pre)
 
+    def test_a_piece_that_is_a_token_goes_before_the_merges_where_the_pre_tokenizer_says(self) -> None:
+        for pre, want in (("gpt-2", ["ab", "c"]), ("llama-bpe", ["abc"])):
+            tokens = ["<s>", "a", "b", "c", "ab", "abc"]
+            write_gguf(self.path, pre=pre, tokens=tokens, types=[3] + [1] * 5, merges=["a b"], bos=0, eos=0)
+            ids = load_tokenizer(self.path).encode(["abc"])[0].ids
+            self.assertEqual([tokens[token] for token in ids], want, pre)
+
     def test_refuses_by_name_what_it_does_not_know(self) -> None:
         self.assertIn("tokenizer.ggml.pre 'deepseek-llm' is not supported", self.error(pre="deepseek-llm"))
         self.assertIn("tokenizer.ggml.pre 'default' is not supported", self.error(pre=None))

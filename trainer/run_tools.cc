@@ -117,6 +117,10 @@ absl::Status RunQuantize(const CommandLine& line, comm::Communicator* comm) {
         BITSHARD_RETURN_IF_ERROR(model.decoder->DequantizedWeight(info.name, out));
         return true;
       }));
+  BITSHARD_ASSIGN_OR_RETURN(
+      const std::unique_ptr<TextSession> text,
+      TextSession::Start({.python = TextPythonOf(), .tokenizer = TokenizerOf(*session)}));
+  BITSHARD_RETURN_IF_ERROR(text->Export(line.output));
   session->console->Say(absl::StrCat("wrote ", line.output));
   return absl::OkStatus();
 }

@@ -259,6 +259,10 @@ absl::StatusOr<std::vector<int32_t>> TextSession::Encode(const std::string& text
   return AskForTokens(LineOf({{"encode", text}}));
 }
 
+absl::Status TextSession::Export(const std::string& folder) {
+  return Ask(LineOf({{"export", folder}})).status();
+}
+
 absl::StatusOr<std::string> TextSession::Decode(std::span<const int32_t> tokens) {
   const nlohmann::ordered_json ids = std::vector<int32_t>(tokens.begin(), tokens.end());
   BITSHARD_ASSIGN_OR_RETURN(const Json json, Ask(LineOf({{"decode", ids}})));

@@ -103,6 +103,9 @@ class TextSession {
 
   /// Of the child.
   pid_t process_id() const { return child_->pid(); }
+  /// Writes the tokenizer's files into `folder`, as transformers reads them. Errors: kData.
+  absl::Status Export(const std::string& folder);
+
   /// Tokens that end an answer.
   const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
   /// Every token id is smaller.

@@ -178,8 +178,9 @@ absl::Status GgufParser::ParseKey(int64_t index) {
     value.offset = at_;
     BITSHARD_RETURN_IF_ERROR(SkipElements(key, value.type, 1, 0));
   }
-  if (!file_.values_.emplace(key, value).second)
+  if (!file_.values_.emplace(key, value).second) {
     return file_.Error(key, "stands twice in the metadata");
+  }
   return absl::OkStatus();
 }
 
@@ -211,15 +212,17 @@ absl::Status GgufParser::SkipElements(const std::string& where, GgufValueType ty
   }
   if (type == GgufValueType::kArray) {
     GgufValue inner;
-    for (int64_t i = 0; i < count; ++i)
+    for (int64_t i = 0; i < count; ++i) {
       BITSHARD_RETURN_IF_ERROR(ParseArray(where, &inner, depth + 1));
+    }
     return absl::OkStatus();
   }
   if (count > left() / ScalarBytes(type)) return CutShort(where);
   const size_t end = at_ + static_cast<size_t>(count * ScalarBytes(type));
   for (; type == GgufValueType::kBool && at_ < end; ++at_) {
-    if (std::to_integer<int>(bytes_[at_]) > 1)
+    if (std::to_integer<int>(bytes_[at_]) > 1) {
       return file_.Error(where, "holds a boolean that is neither 0 nor 1");
+    }
   }
   at_ = end;
   return absl::OkStatus();
@@ -244,8 +247,9 @@ absl::Status GgufParser::ParseTensor(int64_t index) {
   }
   const int64_t blocks = tensor.numel / format.block_elems;
   // No tensor is larger than the file: this bound keeps the arithmetic from wrapping.
-  if (blocks > static_cast<int64_t>(bytes_.size()) / format.block_bytes)
+  if (blocks > static_cast<int64_t>(bytes_.size()) / format.block_bytes) {
     return CutShort(tensor.name);
+  }
   tensor.bytes = static_cast<size_t>(blocks * format.block_bytes);
   BITSHARD_ASSIGN_OR_RETURN(const uint64_t offset, Take<uint64_t>(tensor.name));
   if (offset > bytes_.size()) return CutShort(tensor.name);
@@ -296,8 +300,9 @@ absl::Status GgufParser::PlaceTensors() {
                          absl::StrCat("offset ", tensor.offset, " is no multiple of ", alignment));
     }
     tensor.offset += data;
-    if (tensor.offset > bytes_.size() || tensor.bytes > bytes_.size() - tensor.offset)
+    if (tensor.offset > bytes_.size() || tensor.bytes > bytes_.size() - tensor.offset) {
       return CutShort(tensor.name);
+    }
     order.push_back(&tensor);
   }
   std::sort(order.begin(), order.end(),
@@ -367,8 +372,9 @@ absl::StatusOr<int64_t> GgufFile::GetInt(const std::string& key, IntRange range)
       break;
     case GgufValueType::kUint64: {
       const uint64_t wide = LoadUnaligned<uint64_t>(at);
-      if (wide > uint64_t{std::numeric_limits<int64_t>::max()})
+      if (wide > uint64_t{std::numeric_limits<int64_t>::max()}) {
         return Error(key, absl::StrCat("is ", wide, ", too large"));
+      }
       number = static_cast<int64_t>(wide);
       break;
     }

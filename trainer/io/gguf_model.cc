@@ -144,17 +144,19 @@ absl::Status GgufModel::ReadConfig() {
 absl::Status GgufModel::RefuseWhatIsNotModelled() const {
   BITSHARD_ASSIGN_OR_RETURN(const int64_t experts,
                             file_->GetIntOr(Key("expert_count"), 0, {0, 1 << 20}));
-  if (experts != 0)
+  if (experts != 0) {
     return file_->Error(Key("expert_count"), "mixture-of-experts models are not supported");
+  }
   BITSHARD_ASSIGN_OR_RETURN(const std::string kind, file_->GetStringOr("general.type", "model"));
   if (kind != "model") {
     return file_->Error("general.type",
                         absl::StrCat("is \"", core::Escaped(kind), "\", want a model"));
   }
   BITSHARD_ASSIGN_OR_RETURN(const int64_t parts, file_->GetIntOr("split.count", 1, {0, 1 << 16}));
-  if (parts > 1)
+  if (parts > 1) {
     return file_->Error("split.count",
                         "the model is split over files; join them with llama-gguf-split");
+  }
   return absl::OkStatus();
 }
 
@@ -278,9 +280,10 @@ absl::Status GgufModel::MapTensors() {
   for (const GgufTensor& tensor : file_->tensors()) {
     if (tensor.name == kRopeFactors) continue;
     const std::string name = HuggingFaceName(tensor.name);
-    if (name.empty())
+    if (name.empty()) {
       return file_->Error(tensor.name, absl::StrCat("a tensor that ", config_.model_type,
                                                     " models do not have; it can't be left out"));
+    }
     if (tensor.shape.size() == 1 && tensor.format->block_elems > 1) {
       return file_->Error(tensor.name, absl::StrCat("a vector stored as ", tensor.format->name,
                                                     ", want F32, F16 or BF16"));

@@ -34,8 +34,9 @@ absl::Status RefuseWhatIsNotModelled(const JsonObject& json, const std::string& 
     if (bias) return json.Error(key, absl::StrCat("true is not supported for ", model_type));
   }
   BITSHARD_ASSIGN_OR_RETURN(const double rotary, json.GetNumberOr("partial_rotary_factor", 1.0));
-  if (rotary != 1.0)
+  if (rotary != 1.0) {
     return json.Error("partial_rotary_factor", absl::StrCat("is ", rotary, ", want 1"));
+  }
   return absl::OkStatus();
 }
 
@@ -76,12 +77,14 @@ absl::Status ReadRopeScaling(const JsonObject& json, ModelConfig* config) {
   BITSHARD_ASSIGN_OR_RETURN(const std::string type, json.GetStringOr("type", "default"));
   BITSHARD_ASSIGN_OR_RETURN(rope.kind, json.GetStringOr("rope_type", type));
   BITSHARD_ASSIGN_OR_RETURN(const double rotary, json.GetNumberOr("partial_rotary_factor", 1.0));
-  if (rotary != 1.0)
+  if (rotary != 1.0) {
     return json.Error("partial_rotary_factor", absl::StrCat("is ", rotary, ", want 1"));
+  }
   for (const auto& [key, value] : json.json().items()) {
     // transformers 5 may hold one set of parameters for each kind of layer.
-    if (value.is_object())
+    if (value.is_object()) {
       return json.Error(key, "parameters for some layers only are not supported");
+    }
   }
   if (rope.kind == "default") return absl::OkStatus();
   if (rope.kind != "linear" && rope.kind != "llama3") {

@@ -94,8 +94,9 @@ absl::Status HfModel::OpenFiles() {
   const std::string single = absl::StrCat(folder_, "/", kSingleFile);
   if (Exists(single)) {
     BITSHARD_ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(single));
-    for (const SafetensorsTensor& tensor : file->tensors())
+    for (const SafetensorsTensor& tensor : file->tensors()) {
       places_[tensor.name] = {file.get(), &tensor};
+    }
     files_.push_back(std::move(file));
     return absl::OkStatus();
   }
@@ -131,8 +132,9 @@ absl::Status HfModel::OpenShards() {
       files_.push_back(std::move(opened));
     }
     const SafetensorsTensor* tensor = file->Find(name);
-    if (tensor == nullptr)
+    if (tensor == nullptr) {
       return file->Error(name, absl::StrCat("missing, though ", kIndexFile, " names it"));
+    }
     places_[name] = {file, tensor};
   }
   return absl::OkStatus();
@@ -164,11 +166,12 @@ absl::Status HfModel::DropTiedHead() {
 
 absl::Status HfModel::ListTensors() {
   for (const auto& [name, place] : places_) {
-    if (absl::EndsWith(name, ".rotary_emb.inv_freq"))
+    if (absl::EndsWith(name, ".rotary_emb.inv_freq")) {
       continue;  // A buffer of old versions; it follows from the config.
-    if (!SafetensorsFile::IsFloat(*place.tensor)) {
-      return place.file->Error(
-          name, absl::StrCat("is stored as ", place.tensor->dtype, ", want F32, F16 or BF16"));
+      if (!SafetensorsFile::IsFloat(*place.tensor)) {
+        return place.file->Error(
+            name, absl::StrCat("is stored as ", place.tensor->dtype, ", want F32, F16 or BF16"));
+      }
     }
     infos_.push_back(
         {.name = name, .shape = place.tensor->shape, .stored_as = place.tensor->dtype});

@@ -92,8 +92,9 @@ absl::Status ForEachRequiredTensor(
   const int64_t kv_size = config.num_key_value_heads * config.head_dim;
   BITSHARD_RETURN_IF_ERROR(need("model.embed_tokens.weight", {config.vocab_size, hidden}));
   BITSHARD_RETURN_IF_ERROR(need("model.norm.weight", {hidden}));
-  if (!config.tie_word_embeddings)
+  if (!config.tie_word_embeddings) {
     BITSHARD_RETURN_IF_ERROR(need("lm_head.weight", {config.vocab_size, hidden}));
+  }
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const std::string layer = absl::StrCat("model.layers.", i, ".");
     const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";

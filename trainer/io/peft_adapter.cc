@@ -34,11 +34,13 @@ std::string ModuleSuffix(const std::string& name) {
 
 std::vector<std::string> TargetModules(const PeftSettings& settings,
                                        const core::FlatLayout& layout) {
-  if (settings.target_modules != std::vector<std::string>{kAllLinear})
+  if (settings.target_modules != std::vector<std::string>{kAllLinear}) {
     return settings.target_modules;
+  }
   std::set<std::string> suffixes;
-  for (const core::FlatTensor& tensor : layout.tensors())
+  for (const core::FlatTensor& tensor : layout.tensors()) {
     suffixes.insert(ModuleSuffix(tensor.name));
+  }
   return {suffixes.begin(), suffixes.end()};
 }
 
@@ -117,11 +119,13 @@ absl::Status WriteWeights(const std::string& path, const core::FlatLayout& layou
 // The settings that would make another adapter than plain LoRA.
 absl::Status RefuseOtherKinds(const JsonObject& json) {
   BITSHARD_ASSIGN_OR_RETURN(const std::string type, json.GetString("peft_type"));
-  if (type != "LORA")
+  if (type != "LORA") {
     return json.Error("peft_type", absl::StrCat("is \"", core::Escaped(type), "\", want LORA"));
+  }
   BITSHARD_ASSIGN_OR_RETURN(const std::string bias, json.GetStringOr("bias", "none"));
-  if (bias != "none")
+  if (bias != "none") {
     return json.Error("bias", absl::StrCat("is \"", core::Escaped(bias), "\", want none"));
+  }
   for (const char* key : {"use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora"}) {
     BITSHARD_ASSIGN_OR_RETURN(const bool on, json.GetBoolOr(key, false));
     if (on) return json.Error(key, "true is not supported");
@@ -129,8 +133,9 @@ absl::Status RefuseOtherKinds(const JsonObject& json) {
   for (const char* key :
        {"modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
         "layer_replication", "trainable_token_indices", "exclude_modules", "target_parameters"}) {
-    if (json.Has(key) && !json.json()[key].empty())
+    if (json.Has(key) && !json.json()[key].empty()) {
       return json.Error(key, "is set, which is not supported");
+    }
   }
   return absl::OkStatus();
 }
@@ -196,15 +201,17 @@ absl::Status PeftAdapter::Load(const core::FlatLayout& layout, std::span<float> 
   for (const SafetensorsTensor& stored : file_->tensors()) {
     const bool known = absl::StartsWith(stored.name, kPrefix) &&
                        layout.Find(stored.name.substr(sizeof kPrefix - 1)) >= 0;
-    if (!known)
+    if (!known) {
       return file_->Error(stored.name, "no part of the adapter that adapter_config.json describes");
+    }
   }
   std::fill(arena.begin(), arena.end(), 0.0f);
   for (const core::FlatTensor& tensor : layout.tensors()) {
     const std::string key = kPrefix + tensor.name;
     const SafetensorsTensor* stored = file_->Find(key);
-    if (stored == nullptr)
+    if (stored == nullptr) {
       return file_->Error(key, absl::StrCat("missing, want shape ", ShapeText(tensor.shape)));
+    }
     if (stored->shape != tensor.shape) {
       return file_->Error(key, absl::StrCat("has shape ", ShapeText(stored->shape), ", want ",
                                             ShapeText(tensor.shape)));

@@ -64,13 +64,15 @@ absl::StatusOr<SafetensorsTensor> ParseTensor(const std::string& name, const Jso
                                               size_t data_bytes) {
   constexpr IntRange kAny = {0, std::numeric_limits<int64_t>::max()};
   BITSHARD_ASSIGN_OR_RETURN(const JsonObject entry, JsonObject::Of(json, where));
-  if (json.size() != 3)
+  if (json.size() != 3) {
     return core::DataError(entry.where() + ": want exactly dtype, shape and data_offsets");
+  }
   SafetensorsTensor tensor = {.name = name, .numel = 1};
   BITSHARD_ASSIGN_OR_RETURN(tensor.dtype, entry.GetString("dtype"));
   const DTypeName* dtype = FindDType(tensor.dtype);
-  if (dtype == nullptr)
+  if (dtype == nullptr) {
     return entry.Error("dtype", absl::StrCat("\"", core::Escaped(tensor.dtype), "\" is unknown"));
+  }
   BITSHARD_ASSIGN_OR_RETURN(tensor.shape, entry.GetInts("shape", kAny));
   int64_t want = dtype->bytes;
   bool wraps = false;
@@ -81,8 +83,9 @@ absl::StatusOr<SafetensorsTensor> ParseTensor(const std::string& name, const Jso
   tensor.numel = want / dtype->bytes;
   BITSHARD_ASSIGN_OR_RETURN(const std::vector<int64_t> offsets,
                             entry.GetInts("data_offsets", kAny));
-  if (offsets.size() != 2 || offsets[0] > offsets[1])
+  if (offsets.size() != 2 || offsets[0] > offsets[1]) {
     return entry.Error("data_offsets", "want [begin, end]");
+  }
   if (static_cast<uint64_t>(offsets[1]) > data_bytes) {
     return entry.Error("data_offsets",
                        absl::StrCat("end at byte ", offsets[1], ", but the file holds ", data_bytes,
@@ -125,8 +128,9 @@ absl::Status SafetensorsFile::Parse() {
   }
   const std::string text(reinterpret_cast<const char*>(bytes.data() + 8),
                          static_cast<size_t>(header_bytes));
-  if (text.empty() || text[0] != '{')
+  if (text.empty() || text[0] != '{') {
     return core::DataError(name + ": header: does not start with \"{\"");
+  }
   BITSHARD_ASSIGN_OR_RETURN(const Json header,
                             ParseJson(text, path() + ": header", {.max_bytes = kMaxHeaderBytes}));
   const size_t data_start = 8 + static_cast<size_t>(header_bytes);

@@ -80,6 +80,12 @@ absl::Status DecoderOf<T>::CheckBatch(const MicroBatch& batch,
 }
 
 template <class T>
+void DecoderOf<T>::ZeroPadding(const Pass& pass, T* x, int64_t n) const {
+  std::memset(x + pass.tokens() * n, 0,
+              static_cast<size_t>((pass.rows() - pass.tokens()) * n) * sizeof(T));
+}
+
+template <class T>
 void DecoderOf<T>::NormRows(const T* x, const std::vector<float>& weight, T* y, float* inverse,
                             int64_t rows) const {
   RmsNorm(RmsNormArgs<T>{.x = x,
@@ -107,7 +113,7 @@ template <class T>
 void DecoderOf<T>::Embed(const Pass& pass) {
   const MicroBatch& batch = *pass.batch;
   const size_t row_bytes = static_cast<size_t>(config_.hidden_size) * sizeof(T);
-  for (int64_t t = 0; t < pass.rows(); ++t) {
+  for (int64_t t = 0; t < pass.tokens(); ++t) {
     std::memcpy(w_.x[0] + t * config_.hidden_size,
                 weights_.embedding_row(batch.tokens[static_cast<size_t>(t)]), row_bytes);
   }
@@ -152,6 +158,7 @@ bool DecoderOf<T>::AdapterDown(const Pass& pass, int64_t layer, Module module, c
   Matrix<T> input(const_cast<T*>(x), rows, n);
   if (pass.dropout) {
     Dropout(DropoutKeyOf(pass, layer, module), *pass.batch, x, n, w_.dropped);
+    ZeroPadding(pass, w_.dropped, n);
     input.data = w_.dropped;
   }
   MatMul(MatMulArgs<T>{.a = input,
@@ -220,6 +227,7 @@ void DecoderOf<T>::BlockForward(const Pass& pass, int64_t layer, bool with_outpu
   const SavedBlock<T>& s = w_.block(layer);
   QkvForward(pass, layer, s);
   Attention(AttentionOf(pass, s));
+  ZeroPadding(pass, s.attention, config_.num_attention_heads * config_.head_dim);
   MlpForward(pass, layer, with_output);
 }
 
@@ -262,9 +270,12 @@ void DecoderOf<T>::LogitRows(const std::vector<int32_t>& rows, int64_t first, in
                 static_cast<size_t>(hidden) * sizeof(T));
   }
   NormRows(w_.loss_hidden, weights_.final_norm(), w_.loss_norm, w_.loss_inverse, count);
-  MatMul(MatMulArgs<T>{.a = Matrix<T>(w_.loss_norm, count, hidden),
+  const int64_t padded = PadRows(count, kLogitRowsMultiple);
+  std::memset(w_.loss_norm + count * hidden, 0,
+              static_cast<size_t>((padded - count) * hidden) * sizeof(T));
+  MatMul(MatMulArgs<T>{.a = Matrix<T>(w_.loss_norm, padded, hidden),
                        .b = weights_.head().Transposed(),
-                       .out = Matrix<T>(w_.logits, count, config_.vocab_size)});
+                       .out = Matrix<T>(w_.logits, padded, config_.vocab_size)});
 }
 
 template <class T>
@@ -272,14 +283,14 @@ LossSum DecoderOf<T>::Loss(const Pass& pass, bool gradient, std::span<float> per
   const MicroBatch& batch = *pass.batch;
   const int64_t hidden = config_.hidden_size;
   std::vector<int32_t> rows, targets;
-  for (int32_t t = 0; t < pass.rows(); ++t) {
+  for (int32_t t = 0; t < pass.tokens(); ++t) {
     if (batch.targets[static_cast<size_t>(t)] < 0) continue;
     rows.push_back(t);
     targets.push_back(batch.targets[static_cast<size_t>(t)]);
   }
   std::fill(per_token.begin(), per_token.end(), 0.0f);
   if (gradient) std::memset(w_.grad, 0, static_cast<size_t>(pass.rows() * hidden) * sizeof(T));
-  LossSum sum{.trained_tokens = static_cast<int64_t>(rows.size()), .tokens = pass.rows()};
+  LossSum sum{.trained_tokens = static_cast<int64_t>(rows.size()), .tokens = pass.tokens()};
   for (int64_t first = 0; first < sum.trained_tokens; first += kLogitRows) {
     const int64_t count = std::min(kLogitRows, sum.trained_tokens - first);
     LogitRows(rows, first, count);
@@ -297,9 +308,10 @@ LossSum DecoderOf<T>::Loss(const Pass& pass, bool gradient, std::span<float> per
             static_cast<float>(w_.nats[i]);
     }
     if (!gradient) continue;
-    MatMul(MatMulArgs<T>{.a = Matrix<T>(w_.logits, count, config_.vocab_size),
+    const int64_t padded = PadRows(count, kLogitRowsMultiple);
+    MatMul(MatMulArgs<T>{.a = Matrix<T>(w_.logits, padded, config_.vocab_size),
                          .b = weights_.head(),
-                         .out = Matrix<T>(w_.loss_norm, count, hidden)});
+                         .out = Matrix<T>(w_.loss_norm, padded, hidden)});
     RmsNormBackward(RmsNormBackwardArgs<T>{.x = w_.loss_hidden,
                                            .weight = weights_.final_norm().data(),
                                            .inverse_rms = w_.loss_inverse,
@@ -329,7 +341,8 @@ absl::StatusOr<LossSum> DecoderOf<T>::ForwardBackward(
                   .step = args.step,
                   .loss_scale = static_cast<float>(args.loss_scale),
                   .dropout = adapter_.dropout() > 0,
-                  .ready = &ready};
+                  .ready = &ready,
+                  .padded_rows = PadRows(batch.num_tokens(), kRowsMultiple)};
   RunBlocks(pass);
   const LossSum sum = Loss(pass, /*gradient=*/true, {});
   for (int64_t layer = config_.num_hidden_layers - 1; layer >= 0; --layer) {
@@ -343,7 +356,9 @@ absl::StatusOr<LossSum> DecoderOf<T>::Evaluate(const MicroBatch& batch,
                                                std::span<const float> parameters,
                                                std::span<float> per_token) {
   BITSHARD_RETURN_IF_ERROR(CheckBatch(batch, parameters));
-  const Pass pass{.batch = &batch, .parameters = parameters};
+  const Pass pass{.batch = &batch,
+                  .parameters = parameters,
+                  .padded_rows = PadRows(batch.num_tokens(), kRowsMultiple)};
   RunBlocks(pass);
   return Loss(pass, /*gradient=*/false, per_token);
 }
@@ -352,12 +367,14 @@ template <class T>
 absl::Status DecoderOf<T>::Logits(const MicroBatch& batch, std::span<const float> parameters,
                                   std::span<float> out) {
   BITSHARD_RETURN_IF_ERROR(CheckBatch(batch, parameters));
-  const Pass pass{.batch = &batch, .parameters = parameters};
+  const Pass pass{.batch = &batch,
+                  .parameters = parameters,
+                  .padded_rows = PadRows(batch.num_tokens(), kRowsMultiple)};
   RunBlocks(pass);
-  std::vector<int32_t> rows(static_cast<size_t>(pass.rows()));
+  std::vector<int32_t> rows(static_cast<size_t>(pass.tokens()));
   for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
-  for (int64_t first = 0; first < pass.rows(); first += kLogitRows) {
-    const int64_t count = std::min(kLogitRows, pass.rows() - first);
+  for (int64_t first = 0; first < pass.tokens(); first += kLogitRows) {
+    const int64_t count = std::min(kLogitRows, pass.tokens() - first);
     LogitRows(rows, first, count);
     Convert(w_.logits, out.data() + first * config_.vocab_size, count * config_.vocab_size);
   }

@@ -48,6 +48,7 @@ absl::Status DecoderOf<T>::AdapterBackward(const Pass& pass, int64_t layer, Modu
   Matrix<T> input(const_cast<T*>(x), rows, shape.in);
   if (pass.dropout) {
     Dropout(key, *pass.batch, x, shape.in, w_.dropped);
+    ZeroPadding(pass, w_.dropped, shape.in);
     input.data = w_.dropped;
   }
   WriteGradient({.a = d_z.Transposed(), .b = input, .out = Matrix<T>(nullptr, r, shape.in)},
@@ -117,6 +118,9 @@ absl::Status DecoderOf<T>::AttentionBlockBackward(const Pass& pass, int64_t laye
       AdapterBackward(pass, layer, kOProj, s.attention, w_.grad, w_.d_attention));
   AttentionBackward(AttentionBackwardArgs<T>{
       .forward = AttentionOf(pass, s), .d_out = w_.d_attention, .dq = s.q, .dk = s.k, .dv = s.v});
+  ZeroPadding(pass, s.q, heads * hd);
+  ZeroPadding(pass, s.k, kv_heads * hd);
+  ZeroPadding(pass, s.v, kv_heads * hd);
   const auto unrotate = [&](T* x, int64_t n) {
     Rope(RopeArgs<T>{.x = x,
                      .positions = w_.positions,

@@ -55,10 +55,14 @@ class DecoderOf : public Decoder {
     float loss_scale = 1;
     bool dropout = false;
     const absl::FunctionRef<absl::Status(int64_t)>* ready = nullptr;
-    int64_t rows() const { return batch->num_tokens(); }
+    int64_t padded_rows = 0;  // 0: one row a token.
+    int64_t tokens() const { return batch->num_tokens(); }
+    // Rows that products work on: the tokens, then zeros.
+    int64_t rows() const { return padded_rows > 0 ? padded_rows : tokens(); }
   };
   struct KvCache;
 
+  void ZeroPadding(const Pass& pass, T* x, int64_t n) const;
   absl::Status CheckBatch(const MicroBatch& batch, std::span<const float> parameters) const;
   void FillRope(int64_t positions, float* cosine, float* sine) const;
 

@@ -60,16 +60,18 @@ absl::Status DecoderOf<T>::Prefill(std::span<const float> parameters,
                    .starts = {0, static_cast<int32_t>(prompt.size())},
                    .sample_ids = {0}};
   BITSHARD_RETURN_IF_ERROR(CheckBatch(batch, parameters));
-  const Pass pass{.batch = &batch, .parameters = parameters};
-  const size_t bytes = static_cast<size_t>(pass.rows() * cache->row) * sizeof(T);
+  const Pass pass{.batch = &batch,
+                  .parameters = parameters,
+                  .padded_rows = PadRows(batch.num_tokens(), kRowsMultiple)};
+  const size_t bytes = static_cast<size_t>(pass.tokens() * cache->row) * sizeof(T);
   Embed(pass);
   for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
     BlockForward(pass, layer, true);
     std::memcpy(cache->At(&cache->k, layer, sequence, 0), w_.block(layer).k, bytes);
     std::memcpy(cache->At(&cache->v, layer, sequence, 0), w_.block(layer).v, bytes);
   }
-  cache->lengths[static_cast<size_t>(sequence)] = pass.rows();
-  LogitRows({static_cast<int32_t>(pass.rows() - 1)}, 0, 1);
+  cache->lengths[static_cast<size_t>(sequence)] = pass.tokens();
+  LogitRows({static_cast<int32_t>(pass.tokens() - 1)}, 0, 1);
   *next = Pick(0, generate_, sequence, 0);
   return absl::OkStatus();
 }

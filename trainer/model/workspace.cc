@@ -32,7 +32,7 @@ struct Sizes {
 };
 
 Sizes SizesOf(const ModelConfig& c, const DecoderOptions& options, const Adapter& adapter) {
-  Sizes s{.tokens = options.max_tokens,
+  Sizes s{.tokens = PadRows(options.max_tokens, kRowsMultiple),
           .q = c.num_attention_heads * c.head_dim,
           .kv = c.num_key_value_heads * c.head_dim,
           .hidden = c.hidden_size,

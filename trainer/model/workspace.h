@@ -18,6 +18,14 @@ namespace bitshard::trainer {
 /// ever in memory.
 inline constexpr int64_t kLogitRows = 128;
 
+/// Rows of a batch are padded with zeros to a multiple of this, and rows of logits to one of
+/// kLogitRowsMultiple: oneDNN compiles and keeps a kernel for every number of rows that it meets.
+inline constexpr int64_t kRowsMultiple = 64;
+inline constexpr int64_t kLogitRowsMultiple = 32;
+inline constexpr int64_t PadRows(int64_t rows, int64_t multiple) {
+  return (rows + multiple - 1) / multiple * multiple;
+}
+
 /// What a block's backward pass needs from its forward pass, for up to max_tokens rows.
 template <class T>
 struct SavedBlock {

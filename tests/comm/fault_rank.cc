@@ -66,6 +66,12 @@ int Main(int argc, char** argv) {
   std::printf("pid %d rank %d of %d\n", getpid(), (*comm)->rank(), (*comm)->world_size());
   std::fflush(stdout);
   absl::Status status = Run(fault, comm->get());
+  if (!status.ok()) {
+    std::printf("rank %d got: %s\n", (*comm)->rank(), std::string(status.message()).c_str());
+    std::fflush(stdout);
+    // Gives the others the time to say what they got, before this rank ends the job.
+    if (fault == "fail") absl::SleepFor(absl::Seconds(1));
+  }
   if (fault == "leave" && status.ok()) return 0;  // without Finalize: the destructor must notice
   if (status.ok()) status = (*comm)->Finalize();
   if (!status.ok())

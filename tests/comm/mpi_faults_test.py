@@ -68,6 +68,9 @@ class MpiFaults(unittest.TestCase):
 
     def test_failure_of_one_rank_ends_the_job_with_its_exit_code(self) -> None:
         self.check("fail", 6, "rank 2: the disk is full")
+        _, _, output, _ = run_job(3, "fail", timeout_seconds=30)
+        for rank in range(3):
+            self.assertIn(f"rank {rank} got: rank 2: the disk is full", output)
         self.check("drop", 1, r'all-gather "dropped" was dropped before it was complete')
 
     def test_dead_rank_ends_the_job(self) -> None:

@@ -1,4 +1,4 @@
-# The dependency graph of DESIGN.md: which folder may see which. An edge that is not listed stops the
+# The dependency graph: which folder may see which. An edge that is not listed stops the
 # configure step; tests/checks/layers_check.py reads the includes for the same edges.
 #
 # A target's layer is its folder, except that optim has two: optim_step (the arithmetic: core, quant)

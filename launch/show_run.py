@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Shows what a run came to, from the files that it left.
+
+    launch/show_run.py runs/quickstart
+
+Reads summary.json, answers.json and, where there is one, unquantised.txt (the output of `bitshard evaluate` on the
+base in full precision). Needs nothing but Python's standard library.
+"""
+import argparse
+import json
+import pathlib
+import re
+import sys
+import textwrap
+
+
+def loss_lines(summary: dict, unquantised: str) -> list[str]:
+    before, after = summary.get("heldout_loss_before"), summary.get("heldout_loss_after")
+    found = re.search(r"held-out loss: ([0-9.]+)", unquantised)
+    rows = [("base, not quantised", float(found.group(1)) if found else None), ("base as trained on (4-bit)", before),
+            (f"after {summary['steps']} steps", after)]
+    lines = [f"  {name:<28}{value:.4f}" for name, value in rows if value is not None]
+    if before is not None and after is not None:
+        lines[-1] += f"   ({before - after:.4f} lower)"
+    return ["held-out loss, nats per token:", *lines] if lines else []
+
+
+def answer_lines(answers: list[dict]) -> list[str]:
+    lines = []
+    for answer in answers:
+        lines += ["", f"Q: {answer['prompt']}"]
+        for when in ("before", "after"):
+            lines.append(textwrap.fill(answer[when], 110, initial_indent=f"  {when + ':':<8}", subsequent_indent=" " * 10))
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=pathlib.Path, help="the run's output_dir")
+    run = parser.parse_args().run
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        sys.exit(f"{error}: the run has not ended yet, or it failed")
+    unquantised, answers = run / "unquantised.txt", run / "answers.json"
+    lines = answer_lines(json.loads(answers.read_text(encoding="utf-8"))) if answers.exists() else []
+    lines += ["", *loss_lines(summary, unquantised.read_text(encoding="utf-8") if unquantised.exists() else "")]
+    megabytes = {key: summary[key] / 1e6 for key in ("peak_rss_bytes", "planned_peak_rss_bytes")}
+    lines += [
+        f"{summary['tokens_per_second']:.0f} tokens/s on {summary['world_size']} ranks with "
+        f"{summary['threads_per_rank']} threads each, in {summary['compute_type']}: {summary['seconds']:.0f} s of steps",
+        f"peak memory of a rank {megabytes['peak_rss_bytes']:.0f} MB, planned {megabytes['planned_peak_rss_bytes']:.0f} MB",
+        f"the adapter, as PEFT loads it: {run}/adapter"]
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -166,12 +166,11 @@ absl::Status HfModel::DropTiedHead() {
 
 absl::Status HfModel::ListTensors() {
   for (const auto& [name, place] : places_) {
-    if (absl::EndsWith(name, ".rotary_emb.inv_freq")) {
-      continue;  // A buffer of old versions; it follows from the config.
-      if (!SafetensorsFile::IsFloat(*place.tensor)) {
-        return place.file->Error(
-            name, absl::StrCat("is stored as ", place.tensor->dtype, ", want F32, F16 or BF16"));
-      }
+    // A buffer that old versions of transformers stored; it follows from the configuration.
+    if (absl::EndsWith(name, ".rotary_emb.inv_freq")) continue;
+    if (!SafetensorsFile::IsFloat(*place.tensor)) {
+      return place.file->Error(
+          name, absl::StrCat("is stored as ", place.tensor->dtype, ", want F32, F16 or BF16"));
     }
     infos_.push_back(
         {.name = name, .shape = place.tensor->shape, .stored_as = place.tensor->dtype});

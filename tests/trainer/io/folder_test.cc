@@ -138,8 +138,9 @@ TEST(PeftAdapter, RefusesAnotherLayout) {
   EXPECT_THAT(std::string(fewer.message()), HasSubstr("no part of the adapter"));
   std::vector<core::TensorSpec> more;
   const core::FlatLayout layout = AdapterLayout(4);
-  for (const core::FlatTensor& tensor : layout.tensors())
+  for (const core::FlatTensor& tensor : layout.tensors()) {
     more.push_back({tensor.name, tensor.shape});
+  }
   more.push_back({"model.layers.2.mlp.down_proj.lora_A.weight", {4, 24}});
   EXPECT_THAT(std::string(load(*core::FlatLayout::Create(more)).message()),
               HasSubstr("layers.2.mlp.down_proj"));

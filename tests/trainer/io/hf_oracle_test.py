@@ -13,6 +13,7 @@ import unittest.mock
 import io_tool
 import numpy as np
 import peft
+import safetensors.torch
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
@@ -186,6 +187,21 @@ class Reading(FolderTest):
                 shutil.copytree(original, folder)
                 self.edit_config(folder, **changes)
                 self.assert_refused(folder, str(folder), *texts)
+
+    def test_stored_buffers_and_heads_are_left_out_and_integers_refused(self) -> None:
+        model = make_model(VARIANTS["qwen3"][0])  # A tied head.
+        folder = self.root / "extra"
+        model.save_pretrained(folder)
+        path = folder / "model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(12),
+                 "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+        safetensors.torch.save_file(tensors | extra, path, {"format": "pt"})
+        _, ours = self.dump(folder)
+        self.assert_same_tensors(ours, state(model))
+        norm = {"model.norm.weight": tensors["model.norm.weight"].to(torch.int32)}
+        safetensors.torch.save_file(tensors | norm, path, {"format": "pt"})
+        self.assert_refused(folder, "model.norm.weight: is stored as I32, want F32, F16 or BF16")
 
     def test_bad_folders_are_refused(self) -> None:
         original = self.root / "original"

@@ -25,8 +25,9 @@ constexpr uint64_t kLargestOffset = 1 << 20;
 // Reproducible bytes; what they mean is of no interest.
 std::string Noise(size_t bytes, uint64_t stream) {
   std::string noise(bytes, '\0');
-  for (size_t i = 0; i < bytes; ++i)
+  for (size_t i = 0; i < bytes; ++i) {
     noise[i] = static_cast<char>(core::Philox(stream, i, 0).word[0] & 0x3B);
+  }
   return noise;
 }
 

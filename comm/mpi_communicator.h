@@ -27,8 +27,8 @@
 namespace bitshard::comm {
 
 struct MpiCommunicatorOptions {
-  absl::Duration timeout =
-      absl::Seconds(600);  ///< Of each collective, and of MPI's own initialisation.
+  /// Of each collective, and of MPI's own initialisation.
+  absl::Duration timeout = absl::Seconds(600);
   /// Data is cut into messages of at most this size: MPI counts are ints.
   int64_t max_message_bytes = int64_t{1} << 30;
 };

@@ -1,11 +1,11 @@
 // The order in which gradients are summed: a fixed binary tree over the global micro-batch index.
 // Pure: no data.
 //
-// The leaves are micro-batches 0 .. M-1; the node (level, index) covers [index << level, (index+1)
-// << level), cut at M, and its sum is that of its left half plus that of its right half (which may
-// be empty). The tree depends on M alone: whoever computes a node, in whatever process, gets the
-// same bits. A rank's contiguous run of micro-batches is a few whole nodes (NodesOf); their sums
-// are all that others need of it.
+// The leaves are micro-batches 0 .. M-1. A node at level l with index i covers 2^l of them from
+// i * 2^l on, cut at M; its sum is that of its left half plus that of its right half (which may be
+// empty). The tree depends on M alone: whoever computes a node, in whatever process, gets the same
+// bits. A rank's contiguous run of micro-batches is a few whole nodes (NodesOf); their sums are all
+// that others need of it.
 //
 //        0-7
 //     0-3   4-5        M = 6: ranks [0,3) and [3,6) send {0-1, 2} and {3, 4-5};

@@ -2,9 +2,8 @@
 // RMM).
 //
 //   HostResource host;
-//   LimitingAdaptor limited(&host, {.limit_bytes = budget});
-//   BITSHARD_ASSIGN_OR_RETURN(auto frames,
-//   Allocation<LimitingAdaptor<HostResource>>::Create(&limited, n, "pages"));
+//   LimitingAdaptor<HostResource> limited(&host, {.limit_bytes = budget});
+//   auto frames = Allocation<LimitingAdaptor<HostResource>>::Create(&limited, bytes, "pages");
 #ifndef BITSHARD_PAGING_MEMORY_RESOURCE_H_
 #define BITSHARD_PAGING_MEMORY_RESOURCE_H_
 

@@ -1,7 +1,8 @@
 // The file below a paged buffer: pages with checksums, in a file without a name.
 //
-//   BITSHARD_ASSIGN_OR_RETURN(auto file, PageFile::Create({.directory = dir, .num_pages = n,
-//   .page_bytes = bytes})); BITSHARD_RETURN_IF_ERROR(file->Write(3, page));
+//   const PageFileOptions options{.directory = dir, .num_pages = 100, .page_bytes = 1 << 20};
+//   BITSHARD_ASSIGN_OR_RETURN(auto file, PageFile::Create(options));
+//   BITSHARD_RETURN_IF_ERROR(file->Write(3, page));
 //   BITSHARD_RETURN_IF_ERROR(file->Read(3, page));      // or an error that names page 3
 #ifndef BITSHARD_PAGING_PAGE_FILE_H_
 #define BITSHARD_PAGING_PAGE_FILE_H_

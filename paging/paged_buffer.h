@@ -4,10 +4,11 @@
 // guess: a step announces its walk, and pages are read ahead and written behind by the plan of
 // paging/residency_policy.h.
 //
-//   BITSHARD_RETURN_IF_ERROR(buffer->BeginWalk());                      // pages 0, 1, 2, ... once
-//   each for (int64_t page = 0; page < buffer->num_pages(); ++page) {
+//   BITSHARD_RETURN_IF_ERROR(buffer->BeginWalk());  // pages 0, 1, 2, ... once each
+//
+//   for (int64_t page = 0; page < buffer->num_pages(); ++page) {
 //     BITSHARD_ASSIGN_OR_RETURN(std::span<std::byte> bytes, buffer->Acquire(page));
-//     ...                                                               // read and write in place
+//     ...  // read and write in place
 //     BITSHARD_RETURN_IF_ERROR(buffer->Release(page, {.dirty = true}));
 //   }
 //   BITSHARD_RETURN_IF_ERROR(buffer->EndWalk());

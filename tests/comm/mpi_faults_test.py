@@ -71,7 +71,7 @@ class MpiFaults(unittest.TestCase):
         _, _, output, _ = run_job(3, "fail", timeout_seconds=30)
         for rank in range(3):
             self.assertIn(f"rank {rank} got: rank 2: the disk is full", output)
-        self.check("drop", 1, r'all-gather "dropped" was dropped before it was complete')
+        self.check("drop", 1, r'all-gather "parameters" was dropped before it was complete')
 
     def test_dead_rank_ends_the_job(self) -> None:
         returncode, _, output, seconds = run_job(3, "kill")

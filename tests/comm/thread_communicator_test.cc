@@ -92,7 +92,7 @@ TEST(ThreadCommunicator, AFailureOfOneRankIsTheErrorOfAll) {
 TEST(ThreadCommunicator, ADroppedWorkFailsTheCommunicator) {
   const Outcome outcome = RunFaultOnThreads("drop");
   for (size_t rank = 0; rank < 3; ++rank) {
-    EXPECT_THAT(std::string(outcome.later[rank].message()), HasSubstr("\"dropped\" was dropped"))
+    EXPECT_THAT(std::string(outcome.later[rank].message()), HasSubstr("\"parameters\" was dropped"))
         << rank;
   }
 }

@@ -188,6 +188,25 @@ class Reading(FolderTest):
                 self.edit_config(folder, **changes)
                 self.assert_refused(folder, str(folder), *texts)
 
+    def test_windows_hold_for_all_layers_or_none(self) -> None:
+        windows = {"use_sliding_window": True, "sliding_window": 8}
+        cases = ((windows | {"max_window_layers": 0}, 8), (windows | {"max_window_layers": 3}, 0),
+                 (windows | {"max_window_layers": 0, "use_sliding_window": False}, 0),
+                 (windows | {"max_window_layers": 1}, None))
+        for changes, want in cases:
+            for listed in (True, False):  # transformers 5 lists the layers, 4 does not.
+                with self.subTest(changes, listed=listed):
+                    folder = self.root / f"{changes}{listed}".replace("/", "")[:99]
+                    model = make_model(transformers.Qwen2Config(**SIZES, **changes))
+                    model.save_pretrained(folder)
+                    self.assertIn("layer_types", (folder / "config.json").read_text())
+                    if not listed:
+                        self.edit_config(folder, layer_types=None)
+                    if want is None:
+                        self.assert_refused(folder, "config.json: sliding_window: holds for 2 of 3 layers")
+                    else:
+                        self.assertEqual(self.dump(folder)[0]["sliding_window"], want)
+
     def test_stored_buffers_and_heads_are_left_out_and_integers_refused(self) -> None:
         model = make_model(VARIANTS["qwen3"][0])  # A tied head.
         folder = self.root / "extra"

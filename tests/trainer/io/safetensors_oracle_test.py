@@ -89,6 +89,16 @@ class Refusals(unittest.TestCase):
                        b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"1"), False),
     }
 
+    # What the message must say, where several checks would refuse the file.
+    TEXTS = {
+        "data cut short": "tensor a: data_offsets: end at byte 3, but the file holds 2",
+        "a shape that is too small": "tensor a: data_offsets: span 8 bytes, want 4",
+        "a shape that wraps": "tensor a: shape: has more elements than any file can hold",
+        "a hole in the middle": "tensor b: its data begins",
+        "an overlap": "tensor b: its data begins",
+        "bytes behind the data": "1 bytes stand behind the last tensor",
+    }
+
     def test_damaged_files_are_refused_naming_the_file(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path, copy = pathlib.Path(folder) / "bad.safetensors", pathlib.Path(folder) / "copy"
@@ -99,6 +109,7 @@ class Refusals(unittest.TestCase):
                     self.assertEqual(done.returncode, 3, done.stderr)
                     self.assertIn(str(path), done.stderr)
                     self.assertEqual(len(done.stderr.splitlines()), 1)
+                    self.assertIn(self.TEXTS.get(name, ""), done.stderr)
                     self.assertFalse(copy.exists())
                     if package_refuses:
                         with self.assertRaises(safetensors.SafetensorError):

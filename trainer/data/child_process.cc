@@ -131,8 +131,7 @@ bool ChildProcess::Reap(bool block) {
     how_it_ended_ = absl::StrFormat("was killed by signal %d (%s)", WTERMSIG(status),
                                     strsignal(WTERMSIG(status)));
   } else {
-    exit_status_ = WEXITSTATUS(status);
-    how_it_ended_ = absl::StrCat("ended with status ", exit_status_);
+    how_it_ended_ = absl::StrCat("ended with status ", WEXITSTATUS(status));
   }
   return true;
 }

@@ -58,8 +58,6 @@ class ChildProcess {
   /// Waits for the end (up to 2 s, then kills) and says how it came: "ended with status 3", "was
   /// killed by signal 9 (Killed)".
   std::string End();
-  /// The exit status, after End; -1 when a signal ended it.
-  int exit_status() const { return exit_status_; }
   /// The last lines of its standard error, control characters escaped; "" when there is none.
   std::string LastWords();
 
@@ -77,7 +75,6 @@ class ChildProcess {
   pid_t pid_;
   core::ScopedFd input_, output_, errors_;
   bool ended_ = false;
-  int exit_status_ = -1;
   std::string how_it_ended_;
   std::string pending_;     // Output that is no complete line yet.
   std::string error_text_;  // The end of standard error.

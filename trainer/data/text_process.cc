@@ -128,17 +128,13 @@ nlohmann::ordered_json SpecJson(const TokenCacheSpec& spec, const std::string& o
           {"train_on_inputs", spec.train_on_inputs}};
 }
 
-// The child's {"error": text} as a status of the kind that its exit status names.
-absl::Status ReportedError(ChildProcess* child, const std::string& message) {
-  child->CloseInput();
-  const std::string end = child->End();
-  const int status = child->exit_status();
-  const auto kind = static_cast<core::ErrorKind>(status);
-  if (kind == core::ErrorKind::kConfig || kind == core::ErrorKind::kData ||
-      kind == core::ErrorKind::kStorage) {
-    return core::MakeError(kind, message);
-  }
-  return core::DataError(absl::StrCat(message, " (", kWho, " ", end, ")"));
+// {"error": text, "exit_code": kind} as a status.
+absl::Status ReportedError(const JsonObject& object) {
+  BITSHARD_ASSIGN_OR_RETURN(const std::string message, object.GetString("error"));
+  const io::IntRange user_errors = {static_cast<int64_t>(core::ErrorKind::kConfig),
+                                    static_cast<int64_t>(core::ErrorKind::kStorage)};
+  BITSHARD_ASSIGN_OR_RETURN(const int64_t kind, object.GetInt("exit_code", user_errors));
+  return core::MakeError(static_cast<core::ErrorKind>(kind), message);
 }
 
 // Runs the child until the cache is written; returns its peak resident set.
@@ -151,10 +147,7 @@ absl::StatusOr<int64_t> MakeCache(const TokenCacheSpec& spec, const std::string&
   while (true) {
     BITSHARD_ASSIGN_OR_RETURN(const Json json, NextObject(spec.python, child.get()));
     BITSHARD_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, kWho));
-    if (object.Has("error")) {
-      BITSHARD_ASSIGN_OR_RETURN(const std::string message, object.GetString("error"));
-      return ReportedError(child.get(), message);
-    }
+    if (object.Has("error")) return ReportedError(object);
     if (object.Has("progress")) {
       BITSHARD_ASSIGN_OR_RETURN(const std::string text, object.GetString("progress"));
       if (spec.on_progress) spec.on_progress(core::Escaped(text, 500));
@@ -213,10 +206,7 @@ absl::StatusOr<std::unique_ptr<TextSession>> TextSession::Start(const TextSessio
                             StartPython(spec.python, {"serve", "--tokenizer", spec.tokenizer}));
   BITSHARD_ASSIGN_OR_RETURN(const Json json, NextObject(spec.python, child.get()));
   BITSHARD_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, kWho));
-  if (object.Has("error")) {
-    BITSHARD_ASSIGN_OR_RETURN(const std::string message, object.GetString("error"));
-    return ReportedError(child.get(), message);
-  }
+  if (object.Has("error")) return ReportedError(object);
   BITSHARD_ASSIGN_OR_RETURN(const JsonObject ready, object.GetObject("ready"));
   std::unique_ptr<TextSession> session(new TextSession(spec.python, std::move(child)));
   const io::IntRange id_range = {0, (int64_t{1} << 31) - 1};
@@ -233,9 +223,8 @@ absl::StatusOr<io::Json> TextSession::Ask(const std::string& request) {
   if (!sent.ok()) return WithLastWords(sent, child_.get());
   BITSHARD_ASSIGN_OR_RETURN(Json json, NextObject(python_, child_.get()));
   BITSHARD_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, kWho));
-  if (!object.Has("error")) return json;
-  BITSHARD_ASSIGN_OR_RETURN(const std::string message, object.GetString("error"));
-  return core::DataError(message);
+  if (object.Has("error")) return ReportedError(object);
+  return json;
 }
 
 absl::StatusOr<std::vector<int32_t>> TextSession::AskForTokens(const std::string& request) {

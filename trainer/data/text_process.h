@@ -101,11 +101,12 @@ class TextSession {
   /// UTF-8; special tokens are left out.
   absl::StatusOr<std::string> Decode(std::span<const int32_t> tokens);
 
-  /// Of the child.
-  pid_t process_id() const { return child_->pid(); }
-  /// Writes the tokenizer's files into `folder`, as transformers reads them. Errors: kData.
+  /// Writes the tokenizer's files into `folder`, as transformers reads them.
+  /// Errors: kStorage; kData where the tokenizer's own files can't be read.
   absl::Status Export(const std::string& folder);
 
+  /// Of the child.
+  pid_t process_id() const { return child_->pid(); }
   /// Tokens that end an answer.
   const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
   /// Every token id is smaller.

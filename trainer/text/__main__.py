@@ -1,5 +1,5 @@
-"""python -m trainer.text: see trainer/text/__init__.py. Errors go to standard output as {"error": TEXT}; the exit
-status says what kind it is."""
+"""python -m trainer.text: see trainer/text/__init__.py. Errors go to standard output as
+{"error": TEXT, "exit_code": KIND}, and the exit status is that kind."""
 import argparse
 import ctypes
 import json
@@ -44,7 +44,7 @@ def main() -> int:
             from .prepare import prepare
             prepare(read_spec())
     except TextError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+        print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
         return error.exit_code
     return 0
 

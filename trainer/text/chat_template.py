@@ -81,6 +81,7 @@ class ChatTemplate:
     on."""
 
     def __init__(self, source: str, where: str, variables: dict[str, str]):
+        self.source = source
         self.where = where
         self.variables = variables
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(

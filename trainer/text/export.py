@@ -2,8 +2,11 @@
 import json
 import os
 
-from .errors import DataError, escaped
-from .gguf_tokenizer import load_gguf_tokenizer, special_tokens_and_template
+import tokenizers
+from tokenizers import processors
+
+from .errors import DataError, StorageError, escaped
+from .tokenizer import TextTokenizer
 
 FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
                 "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
@@ -19,29 +22,47 @@ def _write(path: str, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"{escaped(path, 4096)}: {escaped(error)}") from None
+        raise StorageError(f"{escaped(path, 4096)}: {escaped(error)}") from None
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
 
 
-def export_tokenizer(source: str, folder: str) -> list[str]:
+def _tokenizer_json(tokenizer: TextTokenizer) -> str:
+    """With the BOS in front that the GGUF asks for: a post-processor says so in this format."""
+    copy = tokenizers.Tokenizer.from_str(tokenizer.tokenizer.to_str())
+    if tokenizer.prefix_ids:
+        bos = tokenizer.special_tokens["bos_token"]
+        copy.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B",
+                                                            special_tokens=[(bos, tokenizer.prefix_ids[0])])
+    return copy.to_str()
+
+
+def _copied_files(source: str) -> dict[str, bytes]:
+    files = {}
+    for name in FOLDER_FILES:
+        try:
+            with open(os.path.join(source, name), "rb") as file:
+                files[name] = file.read()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataError(f"{escaped(os.path.join(source, name), 4096)}: {error.strerror}") from None
+    return files
+
+
+def export_tokenizer(tokenizer: TextTokenizer, source: str, folder: str) -> list[str]:
     """Names of the files written. A folder's files are copied as they are; a GGUF's tokenizer is written as
-    tokenizer.json with its special tokens and chat template."""
-    files: dict[str, bytes] = {}
+    tokenizer.json with its special tokens and chat template. `tokenizer` was loaded from `source`."""
     if os.path.isdir(source):
-        for name in FOLDER_FILES:
-            path = os.path.join(source, name)
-            if os.path.exists(path):
-                with open(path, "rb") as file:
-                    files[name] = file.read()
+        files = _copied_files(source)
     else:
-        tokens, template = special_tokens_and_template(source)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **tokens}
-        if template is not None:
-            config["chat_template"] = template
-        files["tokenizer.json"] = load_gguf_tokenizer(source).tokenizer.to_str().encode()
-        files["tokenizer_config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+                  **tokenizer.special_tokens}
+        if tokenizer.template is not None:
+            config["chat_template"] = tokenizer.template.source
+        files = {"tokenizer.json": _tokenizer_json(tokenizer).encode(),
+                 "tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
     for name, data in files.items():
         _write(os.path.join(folder, name), data)
     return sorted(files)

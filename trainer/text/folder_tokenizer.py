@@ -136,5 +136,6 @@ def load_folder_tokenizer(folder: str) -> TextTokenizer:
         eos_id=ids.get("eos_token"),
         stop_ids=_stop_ids(folder, ids.get("eos_token"), tokenizer.get_vocab_size(with_added_tokens=True)),
         special_ids=frozenset(marked | {number for number in ids.values() if number is not None}),
+        special_tokens=special,
         template=templates.get("default"),
         template_with_tools=templates.get("tool_use"))

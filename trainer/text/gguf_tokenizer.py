@@ -37,7 +37,6 @@ PRE_TOKENIZERS = {
 # otherwise.
 WHOLE_TOKENS_FIRST = ("llama3", "llama-v3", "llama-bpe")
 
-
 # transformers' names -> GGUF's.
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
@@ -119,7 +118,7 @@ def load_gguf_tokenizer(path: str) -> TextTokenizer:
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", bool, pre in WHOLE_TOKENS_FIRST)
     if add_bos and ids["bos"] is None:
         raise DataError(f"{metadata.path}: tokenizer.ggml.add_bos_token is true, but there is no bos_token_id")
-    variables = {name: tokens[ids[key]] for name, key in SPECIAL_TOKENS.items() if ids[key] is not None}
+    special_tokens = {name: tokens[ids[key]] for name, key in SPECIAL_TOKENS.items() if ids[key] is not None}
     source = metadata.get("tokenizer.chat_template", str)
     return TextTokenizer(
         where=metadata.path,
@@ -128,13 +127,5 @@ def load_gguf_tokenizer(path: str) -> TextTokenizer:
         eos_id=ids["eos"],
         stop_ids=list(dict.fromkeys(ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None)),
         special_ids=frozenset(number for number, kind in enumerate(types) if kind == CONTROL),
-        template=None if source is None else ChatTemplate(source, metadata.path, variables))
-
-
-def special_tokens_and_template(path: str) -> tuple[dict[str, str], str | None]:
-    """{"bos_token": "<s>", ...} and the chat template's text."""
-    metadata = _Metadata(path)
-    tokens = metadata.need("tokenizer.ggml.tokens", list)
-    ids = {name: metadata.token_id(key, len(tokens)) for name, key in SPECIAL_TOKENS.items()}
-    return ({name: tokens[number] for name, number in ids.items() if number is not None},
-            metadata.get("tokenizer.chat_template", str))
+        special_tokens=special_tokens,
+        template=None if source is None else ChatTemplate(source, metadata.path, special_tokens))

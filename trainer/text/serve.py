@@ -6,7 +6,7 @@ a line.
     {"encode": "text"}                                  -> {"tokens": [...]}
     {"decode": [19556]}                                 -> {"text": "Hello"}
     {"export": "folder"}                                -> {"files": ["tokenizer.json", ...]}
-    anything that can't be answered                     -> {"error": "why"}
+    anything that can't be answered                     -> {"error": "why", "exit_code": 3}
 """
 import json
 import sys
@@ -36,7 +36,7 @@ def answer(tokenizer: TextTokenizer, tokenizer_path: str, request: dict[str, Any
         return {"text": tokenizer.decode(ids)}
     if "export" in request:
         from .export import export_tokenizer
-        return {"files": export_tokenizer(tokenizer_path, request["export"])}
+        return {"files": export_tokenizer(tokenizer, tokenizer_path, request["export"])}
     raise DataError(f"unknown request: {escaped(', '.join(request))}")
 
 
@@ -48,5 +48,5 @@ def serve(tokenizer_path: str) -> None:
         try:
             reply = answer(tokenizer, tokenizer_path, json.loads(line))
         except TextError as error:
-            reply = {"error": str(error)}
+            reply = {"error": str(error), "exit_code": error.exit_code}
         print(json.dumps(reply), flush=True)

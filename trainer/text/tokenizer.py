@@ -23,6 +23,7 @@ class TextTokenizer:
     eos_id: int | None
     stop_ids: list[int]
     special_ids: frozenset[int]
+    special_tokens: dict[str, str]  # transformers' names: {"bos_token": "<s>", ...}
     template: ChatTemplate | None
     template_with_tools: ChatTemplate | None = None
     vocab_size: int = field(init=False)

@@ -142,6 +142,14 @@ TEST_F(TextProcessTest, ReportsBadDataWithFileAndLine) {
   EXPECT_EQ(CacheFiles("").size(), 1u);  // The lock.
 }
 
+TEST_F(TextProcessTest, KeepsTheKindOfAnError) {
+  TokenCacheSpec spec = Spec(folder_.Write("d.jsonl", kLine));
+  spec.sequence_len = 1;
+  const absl::Status status = PrepareTokenCache(spec).status();
+  EXPECT_EQ(core::KindOf(status), core::ErrorKind::kConfig);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("sequence_len: 1, want at least 2"));
+}
+
 TEST_F(TextProcessTest, SaysWhenTheInterpreterIsMissing) {
   TokenCacheSpec spec = Spec(folder_.Write("d.jsonl", kLine));
   spec.python.interpreter = "/nonexistent/python";
@@ -267,6 +275,24 @@ TEST_F(TextProcessTest, EncodesAndDecodes) {
   EXPECT_THAT(std::string((*session)->Decode(std::vector<int32_t>{49152}).status().message()),
               HasSubstr("below 49152"));
   EXPECT_EQ((*session)->Decode(hello).value(), "Hello 123 world\xc2\xb2 ");
+}
+
+TEST_F(TextProcessTest, ExportsTheTokenizer) {
+  auto session = TextSession::Start(
+      {.python = {.interpreter = BITSHARD_PYTHON, .package_root = BITSHARD_SOURCE_DIR},
+       .tokenizer = kModel});
+  ASSERT_TRUE(session.ok()) << session.status();
+  const std::string folder = folder_.path("exported");
+  const absl::Status missing = (*session)->Export(folder);
+  EXPECT_EQ(core::KindOf(missing), core::ErrorKind::kStorage) << missing;
+  std::filesystem::create_directories(folder);
+  ASSERT_TRUE((*session)->Export(folder).ok());
+  auto again = TextSession::Start(
+      {.python = {.interpreter = BITSHARD_PYTHON, .package_root = BITSHARD_SOURCE_DIR},
+       .tokenizer = folder});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ((*again)->RenderPrompt({{"user", "Hi 12"}}).value(),
+            (*session)->RenderPrompt({{"user", "Hi 12"}}).value());
 }
 
 TEST_F(TextProcessTest, ReportsASessionWhoseChildDied) {

@@ -10,8 +10,10 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from gguf_tokenizer_test import MODEL, write_gguf
 from trainer.text.chat_template import ChatTemplate
-from trainer.text.errors import DataError
+from trainer.text.errors import DataError, StorageError
+from trainer.text.export import export_tokenizer
 from trainer.text.tokenizer import load_tokenizer
 
 FIXTURE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "llama_cpp_ids.json.xz")
@@ -183,6 +185,38 @@ class Transformers(Folder):
         self.assertEqual(load_tokenizer(self.folder).render([], tools=TOOLS), "tools")
         self.write("chat_template.jinja", "two")
         self.assertEqual(load_tokenizer(self.folder).render([]), "two")
+
+
+class Export(Folder):
+    def compare(self, source: str) -> None:
+        ours = load_tokenizer(source)
+        self.assertIn("tokenizer.json", export_tokenizer(ours, source, self.folder))
+        theirs, again = AutoTokenizer.from_pretrained(self.folder), load_tokenizer(self.folder)
+        self.assertEqual((again.prefix_ids, again.stop_ids, again.special_tokens),
+                         (ours.prefix_ids, ours.stop_ids, ours.special_tokens))
+        for encoding, want, more in zip(ours.encode(LINES), theirs(LINES)["input_ids"], again.encode(LINES)):
+            self.assertEqual(ours.prefix_ids + encoding.ids, want)
+            self.assertEqual(encoding.ids, more.ids)
+        self.assertEqual(theirs.apply_chat_template(CHATS[1], tokenize=False), ours.render(CHATS[1]))
+
+    def test_a_gguf_gives_transformers_the_same_tokens_and_chats(self) -> None:
+        self.compare(MODEL)
+
+    def test_the_bos_of_a_gguf_is_kept(self) -> None:
+        source = os.path.join(self.folder, "m.gguf")
+        write_gguf(source, pre="llama-bpe", add_bos=None, template="{{ bos_token }}{{ messages[0].content }}")
+        self.compare(source)
+
+    def test_a_folder_is_copied(self) -> None:
+        self.save(metaspace_tokenizer(), bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=CHATML)
+        source = self.folder
+        self.folder = os.path.join(source, "copy")
+        os.mkdir(self.folder)
+        self.compare(source)
+
+    def test_a_folder_that_is_not_there_is_a_storage_error(self) -> None:
+        with self.assertRaisesRegex(StorageError, "nowhere/tokenizer.json"):
+            export_tokenizer(load_tokenizer(MODEL), MODEL, os.path.join(self.folder, "nowhere"))
 
 
 class FolderErrors(Folder):

@@ -58,11 +58,13 @@ std::string FaultOf(const absl::Status& status, const std::string& folder) {
   if (status.ok()) return "";
   const std::string message(status.message());
   const core::ErrorKind kind = core::KindOf(status);
-  if (kind != core::ErrorKind::kData && kind != core::ErrorKind::kConfig)
+  if (kind != core::ErrorKind::kData && kind != core::ErrorKind::kConfig) {
     return "is of another kind than kData or kConfig";
+  }
   if (message.find(folder) == std::string::npos) return "does not name the file";
-  if (core::Escaped(message, message.size()) != message)
+  if (core::Escaped(message, message.size()) != message) {
     return "holds characters that are not printable";
+  }
   return "";
 }
 

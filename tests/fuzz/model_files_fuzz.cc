@@ -101,8 +101,9 @@ TEST(Fuzz, Json) {
 TEST(Fuzz, HfConfig) {
   fuzz::Target target = {
       .name = "config.json", .file = "config.json", .dictionary = kJsonWords, .least_messages = 40};
-  for (const char* type : {"llama", "mistral", "qwen2", "qwen3"})
+  for (const char* type : {"llama", "mistral", "qwen2", "qwen3"}) {
     target.seeds.push_back(SampleConfigJson(type));
+  }
   for (const char* word :
        {"rope_parameters", "layer_types", "quantization_config", "head_dim", "\"llama3\"",
         "\"linear\"", "\"type\"", "use_sliding_window", "\"eos_token_id\":"}) {

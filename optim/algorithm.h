@@ -10,18 +10,18 @@ namespace bitshard::optim {
 
 enum class Algorithm { kAdam, kAdamW, kLion };
 
-/// Calls body with a default-constructed rule: body(AdamW()).
+/// Calls body with a default-constructed rule: body(AdamWRule()).
 template <class Body>
 auto WithRule(Algorithm algorithm, Body&& body) {
   switch (algorithm) {
     case Algorithm::kAdam:
-      return body(Adam());
+      return body(AdamRule());
     case Algorithm::kLion:
-      return body(Lion());
+      return body(LionRule());
     case Algorithm::kAdamW:
       break;
   }
-  return body(AdamW());
+  return body(AdamWRule());
 }
 
 /// Buffers of state per element: 1 or 2.

@@ -121,7 +121,9 @@ absl::Status TrainRun::LockOutput() {
 }
 
 absl::Status TrainRun::MakePlanAndParts() {
-  BITSHARD_ASSIGN_OR_RETURN(plan_, PlanOf(*session_, comm_->world_size()));
+  auto plan = PlanOf(*session_, comm_->world_size());
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(plan.status()));
+  plan_ = *std::move(plan);
   Say(DescribePlan(plan_));
   Stopwatch watch;
   BITSHARD_ASSIGN_OR_RETURN(
@@ -205,10 +207,12 @@ absl::Status TrainRun::CheckResumable(const FoundCheckpoint& found) const {
   const CheckpointInfo& info = found.manifest.info;
   if (info.config_hash != ConfigHash(config_)) {
     BITSHARD_ASSIGN_OR_RETURN(const Config before, ParseConfig(info.config_text, found.path));
-    return core::ConfigError(absl::StrCat(
-        core::Escaped(found.path, 4096),
-        " was made with another configuration: ", DescribeDifferences(DiffConfigs(before, config_)),
-        ". Set these keys back, or start anew in another output_dir"));
+    std::vector<ConfigDifference> differences = DiffConfigs(before, config_);
+    std::erase_if(differences, [](const ConfigDifference& d) { return !d.changes_result; });
+    return core::ConfigError(
+        absl::StrCat(core::Escaped(found.path, 4096),
+                     " was made with another configuration: ", DescribeDifferences(differences),
+                     ". Set these keys back, or start anew in another output_dir"));
   }
   const std::string data = core::HexDigest(session_->data->content_hash());
   if (info.data_fingerprint != data) {
@@ -227,9 +231,9 @@ absl::Status TrainRun::Resume() {
     BITSHARD_ASSIGN_OR_RETURN(found, checkpoints_->FindNewest());
     if (!found.has_value()) {
       if (from == "auto") return absl::OkStatus();
-      return core::DataError(
-          absl::StrCat(core::Escaped(config_.output.directory, 4096),
-                       ": no checkpoint to resume from; start without --resume"));
+      return comm_->AgreeOnStatus(
+          core::DataError(absl::StrCat(core::Escaped(config_.output.directory, 4096),
+                                       ": no checkpoint to resume from; start without --resume")));
     }
   } else {
     BITSHARD_ASSIGN_OR_RETURN(found, checkpoints_->Open(from));

@@ -65,7 +65,11 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
   auto session = std::make_unique<Session>();
   session->comm = comm;
   session->console = std::make_unique<Console>(ConsoleOptions{.silent = comm->rank() != 0});
-  auto config = LoadConfig({.path = line.config_path, .overrides = line.overrides});
+  auto config =
+      LoadConfig({.path = line.config_path,
+                  .overrides = line.overrides,
+                  .needs_data = line.command == Command::kTrain || line.command == Command::kPlan ||
+                                line.command == Command::kEvaluate});
   BITSHARD_RETURN_IF_ERROR(comm->AgreeOnStatus(config.status()));
   session->config = *std::move(config);
   session->config.compute.type = ResolveComputeType(session->config.compute.type);

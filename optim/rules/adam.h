@@ -51,7 +51,7 @@ BITSHARD_HD float AdamStep(const AdamHyper& h, float g, float p, AdamMoments& s)
   return p - (h.step_size * (s.m / (sqrtf(s.v) + h.eps)));
 }
 
-struct Adam {
+struct AdamRule {
   static constexpr int kNumStates = 2;
   using Hyper = AdamHyper;
   using State = AdamMoments;

@@ -12,7 +12,7 @@
 
 namespace bitshard::optim {
 
-struct AdamW {
+struct AdamWRule {
   static constexpr int kNumStates = 2;
   using Hyper = AdamHyper;
   using State = AdamMoments;

@@ -17,7 +17,7 @@
 
 namespace bitshard::optim {
 
-struct Lion {
+struct LionRule {
   static constexpr int kNumStates = 1;
   struct Hyper {
     float beta1, one_minus_beta1;

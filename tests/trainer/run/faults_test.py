@@ -56,15 +56,15 @@ def check_data(runner: Runner) -> None:
 
 
 def check_checkpoints(runner: Runner) -> None:
-    runner.run(2, "steps", {"max_steps": 6})
+    runner.run(2, "steps", {"max_steps": 9})
     one_error(runner.run(2, "steps", {"max_steps": 9, "lora_alpha": 4}, "--resume", expect=2), "lora_alpha")
-    newest = runner.output("steps") / "checkpoint-6"
+    newest = runner.output("steps") / "checkpoint-9"
     shard = sorted(p for p in newest.iterdir() if "shard" in p.name or p.suffix not in (".json", ""))[0]
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     text = runner.run(2, "steps", {"max_steps": 9}, "--resume")
-    assert "skipped" in text and "checkpoint-6" in text, text
+    assert "skipped" in text and "checkpoint-9" in text and "checkpoint-6: 6 of 9" in text, text
     assert [line["step"] for line in runner.lines("steps")] == list(range(1, 10))
     one_error(runner.run(2, "empty", {}, "--resume", expect=3), "no checkpoint")
     print("a damaged checkpoint is skipped and told; another configuration is refused")

@@ -90,6 +90,9 @@ TEST(FlatLayout, FingerprintDiffersWithNameShapeAndOrder) {
       {{"a", {6}}, {"b", {6}}},
       {{"b", {6}}, {"a", {6}}},
       {{"ab", {6}}, {"", {6}}},
+      // A name whose bytes are those of a dimension, so that only the ranks tell these apart.
+      {{"a", {3, 8, 5, 7}}},
+      {{"a", {3}}, {std::string("\5\0\0\0\0\0\0\0", 8), {7}}},
   };
   for (size_t i = 0; i < layouts.size(); ++i) {
     for (size_t k = 0; k < layouts.size(); ++k) {

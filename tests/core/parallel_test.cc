@@ -1,5 +1,7 @@
 #include "core/parallel.h"
 
+#include <omp.h>
+
 #include <atomic>
 #include <mutex>
 #include <utility>
@@ -54,6 +56,8 @@ TEST_F(ParallelForTest, TakesANonsensicalGrainForOne) {
 
 TEST_F(ParallelForTest, RunsInlineInsideItself) {
   SetNumThreads(2);
+  const int saved_levels = omp_get_max_active_levels();
+  omp_set_max_active_levels(2);  // OpenMP alone would start threads for the inner loop.
   std::atomic<int> inner_runs = 0;
   std::atomic<int64_t> covered = 0;
   ParallelFor(2, 1, [&](int64_t begin, int64_t end) {
@@ -64,6 +68,7 @@ TEST_F(ParallelForTest, RunsInlineInsideItself) {
       });
     }
   });
+  omp_set_max_active_levels(saved_levels);
   EXPECT_EQ(inner_runs, 2);
   EXPECT_EQ(covered, 200);
 }

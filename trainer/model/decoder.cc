@@ -432,6 +432,8 @@ DecoderCost Decoder::Cost(const ModelConfig& config, const DecoderOptions& optio
   const DecoderCost workspace = WorkspaceCost(config, options, *adapter);
   cost.activations = workspace.activations;
   cost.dequantized = workspace.dequantized;
+  if (options.compute == ActivationType::kBFloat16)
+    cost.packed = config.vocab_size * config.hidden_size * 2;
   return cost;
 }
 

@@ -58,7 +58,9 @@ struct DecoderCost {
   int64_t activations =
       0;  ///< The arena: saved activations and scratch of forward, backward and the loss.
   int64_t dequantized = 0;  ///< Scratch for dequantised weights.
-  int64_t total() const { return base_weights + embeddings + activations + dequantized; }
+  int64_t packed =
+      0;  ///< What LibTorch takes for itself: oneDNN packs the head for bfloat16 products.
+  int64_t total() const { return base_weights + embeddings + activations + dequantized + packed; }
 };
 
 /// Sums over the trained tokens of a micro-batch, in token order (float64).

@@ -60,6 +60,7 @@ absl::StatusOr<Plan> MakePlan(const PlanInput& input) {
         {"base weights", model.base_weights},
         {"embeddings and head", model.embeddings},
         {"dequantised weights (scratch)", model.dequantized},
+        {"packed head (bf16 products)", model.packed},
         {"activations", model.activations},
         {"adapter parameters", layout.padded_elems() * 4},
         {"gradient leaf", gradients.leaf_bytes},

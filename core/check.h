@@ -1,4 +1,5 @@
-// Checks of our own invariants. What a user, file, peer or device can cause is an absl::Status, never a check.
+// Checks of our own invariants. What a user, file, peer or device can cause is an absl::Status,
+// never a check.
 //
 //   BITSHARD_CHECK(first <= last) << "bucket " << index;      // aborts with file:line and the text
 //   BITSHARD_DCHECK(i < n);                                   // the same in builds without NDEBUG
@@ -27,10 +28,10 @@ struct CheckVoidify {
 
 }  // namespace bitshard::core
 
-#define BITSHARD_CHECK(condition)                 \
+#define BITSHARD_CHECK(condition)                     \
   (__builtin_expect(static_cast<bool>(condition), 1)) \
-      ? (void)0                                   \
-      : ::bitshard::core::CheckVoidify() &        \
+      ? (void)0                                       \
+      : ::bitshard::core::CheckVoidify() &            \
             ::bitshard::core::CheckFailure(__FILE__, __LINE__, #condition).stream()
 
 #ifdef NDEBUG

@@ -8,9 +8,10 @@
 
 namespace bitshard::core {
 
-/// OK for cudaSuccess. Otherwise: kResourceExhausted for out-of-memory, kFailedPrecondition where there is no
-/// usable device or driver, kInternal for the rest; the message holds `what`, file:line, and CUDA's name and
-/// text. Clears the runtime's non-sticky last error, which the next launch check would otherwise report again.
+/// OK for cudaSuccess. Otherwise: kResourceExhausted for out-of-memory, kFailedPrecondition where
+/// there is no usable device or driver, kInternal for the rest; the message holds `what`,
+/// file:line, and CUDA's name and text. Clears the runtime's non-sticky last error, which the next
+/// launch check would otherwise report again.
 absl::Status CudaStatus(cudaError_t error, const char* what, const char* file, int line);
 
 }  // namespace bitshard::core

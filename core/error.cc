@@ -39,7 +39,11 @@ absl::StatusCode CodeOf(ErrorKind kind) {
 size_t Utf8Length(const std::string& text, size_t i) {
   const auto byte = [&](size_t k) { return static_cast<unsigned char>(text[k]); };
   const unsigned char lead = byte(i);
-  const size_t length = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
+  const size_t length = lead < 0x80       ? 1
+                        : lead >> 5 == 6  ? 2
+                        : lead >> 4 == 14 ? 3
+                        : lead >> 3 == 30 ? 4
+                                          : 0;
   if (length == 0 || i + length > text.size()) return 0;
   uint32_t value = length == 1 ? lead : static_cast<uint32_t>(lead & (0x7F >> length));
   for (size_t k = 1; k < length; ++k) {
@@ -59,12 +63,20 @@ absl::Status MakeError(ErrorKind kind, const std::string& message) {
   return status;
 }
 
-absl::Status ConfigError(const std::string& message) { return MakeError(ErrorKind::kConfig, message); }
+absl::Status ConfigError(const std::string& message) {
+  return MakeError(ErrorKind::kConfig, message);
+}
 absl::Status DataError(const std::string& message) { return MakeError(ErrorKind::kData, message); }
-absl::Status MemoryError(const std::string& message) { return MakeError(ErrorKind::kMemory, message); }
+absl::Status MemoryError(const std::string& message) {
+  return MakeError(ErrorKind::kMemory, message);
+}
 absl::Status PeerError(const std::string& message) { return MakeError(ErrorKind::kPeer, message); }
-absl::Status StorageError(const std::string& message) { return MakeError(ErrorKind::kStorage, message); }
-absl::Status NumericsError(const std::string& message) { return MakeError(ErrorKind::kNumerics, message); }
+absl::Status StorageError(const std::string& message) {
+  return MakeError(ErrorKind::kStorage, message);
+}
+absl::Status NumericsError(const std::string& message) {
+  return MakeError(ErrorKind::kNumerics, message);
+}
 absl::Status InterruptedError(const std::string& message) {
   return MakeError(ErrorKind::kInterrupted, message);
 }
@@ -92,12 +104,15 @@ ErrorKind KindOf(const absl::Status& status) {
   }
 }
 
-int ExitCode(const absl::Status& status) { return status.ok() ? 0 : static_cast<int>(KindOf(status)); }
+int ExitCode(const absl::Status& status) {
+  return status.ok() ? 0 : static_cast<int>(KindOf(status));
+}
 
 absl::Status AddContext(const absl::Status& status, const std::string& prefix) {
   if (status.ok()) return status;
   absl::Status result(status.code(), absl::StrCat(prefix, ": ", std::string(status.message())));
-  status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) { result.SetPayload(url, payload); });
+  status.ForEachPayload(
+      [&](absl::string_view url, const absl::Cord& payload) { result.SetPayload(url, payload); });
   return result;
 }
 
@@ -107,7 +122,8 @@ std::string Escaped(const std::string& text, size_t max_bytes) {
     if (out.size() >= max_bytes) return out + "...";
     const size_t length = Utf8Length(text, i);
     const unsigned char byte = static_cast<unsigned char>(text[i]);
-    if (length == 0 || byte < 0x20 || byte == 0x7F || (byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0)) {
+    if (length == 0 || byte < 0x20 || byte == 0x7F ||
+        (byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0)) {
       absl::StrAppendFormat(&out, "\\x%02x", byte);
       ++i;
     } else {

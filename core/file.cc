@@ -21,9 +21,11 @@
 namespace bitshard::core {
 namespace {
 
-// AddressSanitizer knows nothing of mappings: the last page is readable up to its end. This makes reads beyond the
-// file's end errors, and undoes it before the addresses are used for something else.
-void GuardTail([[maybe_unused]] const std::byte* data, [[maybe_unused]] size_t size, [[maybe_unused]] bool guard) {
+// AddressSanitizer knows nothing of mappings: the last page is readable up to its end. This makes
+// reads beyond the file's end errors, and undoes it before the addresses are used for something
+// else.
+void GuardTail([[maybe_unused]] const std::byte* data, [[maybe_unused]] size_t size,
+               [[maybe_unused]] bool guard) {
 #if defined(__SANITIZE_ADDRESS__)
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t tail = (page - size % page) % page;
@@ -47,10 +49,13 @@ absl::Status WriteFailure(const std::string& path, const char* what) {
 absl::StatusOr<ScopedFd> OpenRegular(const std::string& path, int64_t* size) {
   // O_NONBLOCK: opening a FIFO without a writer must not wait.
   ScopedFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (fd.get() < 0) return DataError(absl::StrCat(Escaped(path, 4096), ": can't be opened: ", ErrnoText()));
+  if (fd.get() < 0)
+    return DataError(absl::StrCat(Escaped(path, 4096), ": can't be opened: ", ErrnoText()));
   struct stat info {};
-  if (fstat(fd.get(), &info) != 0) return DataError(absl::StrCat(Escaped(path, 4096), ": ", ErrnoText()));
-  if (!S_ISREG(info.st_mode)) return DataError(absl::StrCat(Escaped(path, 4096), ": not a regular file"));
+  if (fstat(fd.get(), &info) != 0)
+    return DataError(absl::StrCat(Escaped(path, 4096), ": ", ErrnoText()));
+  if (!S_ISREG(info.st_mode))
+    return DataError(absl::StrCat(Escaped(path, 4096), ": not a regular file"));
   *size = info.st_size;
   return fd;
 }
@@ -77,7 +82,8 @@ absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& 
   const std::byte* data = nullptr;
   if (size > 0) {
     void* mapped = mmap(nullptr, static_cast<size_t>(size), PROT_READ, MAP_PRIVATE, fd.get(), 0);
-    if (mapped == MAP_FAILED) return DataError(absl::StrCat(Escaped(path, 4096), ": mmap: ", ErrnoText()));
+    if (mapped == MAP_FAILED)
+      return DataError(absl::StrCat(Escaped(path, 4096), ": mmap: ", ErrnoText()));
     data = static_cast<const std::byte*>(mapped);
     GuardTail(data, static_cast<size_t>(size), true);
   }
@@ -99,7 +105,8 @@ void MappedFile::Release(size_t offset, size_t bytes) const {
 
 absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string& path) {
   const std::string temporary = absl::StrCat(path, ".tmp.", getpid());
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+  const int fd =
+      open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (fd < 0) return WriteFailure(temporary, "can't be created");
   return std::unique_ptr<AtomicFile>(new AtomicFile(path, temporary, fd));
 }
@@ -129,7 +136,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes)
   int64_t size = 0;
   BITSHARD_ASSIGN_OR_RETURN(const ScopedFd fd, OpenRegular(path, &size));
   if (size > max_bytes) {
-    return DataError(absl::StrFormat("%s: %d bytes, want at most %d", Escaped(path, 4096), size, max_bytes));
+    return DataError(
+        absl::StrFormat("%s: %d bytes, want at most %d", Escaped(path, 4096), size, max_bytes));
   }
   std::string content(static_cast<size_t>(size), '\0');
   size_t done = 0;
@@ -171,7 +179,9 @@ absl::Status SyncDirectory(const std::string& path) {
 absl::Status MakeDirectories(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
-  if (error) return StorageError(absl::StrCat(Escaped(path, 4096), ": can't make the directory: ", error.message()));
+  if (error)
+    return StorageError(
+        absl::StrCat(Escaped(path, 4096), ": can't make the directory: ", error.message()));
   return absl::OkStatus();
 }
 

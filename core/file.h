@@ -21,8 +21,8 @@ namespace bitshard::core {
 /// A read-only private mapping of a regular file. Immutable, so safe to share between threads.
 class MappedFile {
  public:
-  /// Errors: kData when the path does not exist, can't be read or is no regular file (FIFOs and devices are
-  /// refused before they are opened for reading).
+  /// Errors: kData when the path does not exist, can't be read or is no regular file (FIFOs and
+  /// devices are refused before they are opened for reading).
   static absl::StatusOr<std::unique_ptr<MappedFile>> Open(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
@@ -30,8 +30,8 @@ class MappedFile {
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
-  /// Tells the kernel that pages wholly inside [offset, offset + bytes) are not needed again soon; they stop
-  /// counting as resident memory and are read again from the file if touched.
+  /// Tells the kernel that pages wholly inside [offset, offset + bytes) are not needed again soon;
+  /// they stop counting as resident memory and are read again from the file if touched.
   void Release(size_t offset, size_t bytes) const;
 
  private:
@@ -42,10 +42,10 @@ class MappedFile {
   size_t size_;
 };
 
-/// A file written beside its final name (`path.tmp.PID`) and renamed over it by Commit. Without Commit the
-/// temporary file is removed by the destructor and `path` is untouched.
-/// Errors: kStorage with path, bytes and the system's text; the disk being full says so. Short writes and EINTR
-/// are continued; after a failed fsync nothing is retried.
+/// A file written beside its final name (`path.tmp.PID`) and renamed over it by Commit. Without
+/// Commit the temporary file is removed by the destructor and `path` is untouched. Errors: kStorage
+/// with path, bytes and the system's text; the disk being full says so. Short writes and EINTR are
+/// continued; after a failed fsync nothing is retried.
 class AtomicFile {
  public:
   static absl::StatusOr<std::unique_ptr<AtomicFile>> Create(const std::string& path);

@@ -1,7 +1,9 @@
-// The flat arena: every trainable tensor, padded with zeros to whole blocks of 256 elements, one after another.
+// The flat arena: every trainable tensor, padded with zeros to whole blocks of 256 elements, one
+// after another.
 //
-// A block belongs to exactly one tensor and its content never depends on the world size: quantised state moves
-// between world sizes by slicing runs of blocks, never by requantising. Buckets and shards are runs of blocks.
+// A block belongs to exactly one tensor and its content never depends on the world size: quantised
+// state moves between world sizes by slicing runs of blocks, never by requantising. Buckets and
+// shards are runs of blocks.
 #ifndef BITSHARD_CORE_FLAT_LAYOUT_H_
 #define BITSHARD_CORE_FLAT_LAYOUT_H_
 
@@ -31,7 +33,8 @@ struct TensorSpec {
   std::vector<int64_t> shape;
 };
 
-/// A tensor's place in the arena: elements [offset(), offset() + numel), then zeros up to the block's end.
+/// A tensor's place in the arena: elements [offset(), offset() + numel), then zeros up to the
+/// block's end.
 struct FlatTensor {
   std::string name;
   std::vector<int64_t> shape;
@@ -45,9 +48,10 @@ class FlatLayout {
  public:
   FlatLayout() = default;
 
-  /// Places the tensors in the order given. For a trainer that order is the one in which backward finishes
-  /// their gradients, so that a bucket is a contiguous run that becomes complete at one moment.
-  /// Errors: kInvalidArgument for a name that stands twice, a dimension < 1 or more than 2^62 elements.
+  /// Places the tensors in the order given. For a trainer that order is the one in which backward
+  /// finishes their gradients, so that a bucket is a contiguous run that becomes complete at one
+  /// moment. Errors: kInvalidArgument for a name that stands twice, a dimension < 1 or more than
+  /// 2^62 elements.
   static absl::StatusOr<FlatLayout> Create(const std::vector<TensorSpec>& tensors);
 
   int64_t num_tensors() const { return static_cast<int64_t>(tensors_.size()); }

@@ -19,7 +19,9 @@ Hasher::Hasher() : state_(std::make_unique<State>()) {
 }
 Hasher::~Hasher() = default;
 
-void Hasher::Update(const void* data, size_t bytes) { (void)XXH3_64bits_update(state_->xxh, data, bytes); }
+void Hasher::Update(const void* data, size_t bytes) {
+  (void)XXH3_64bits_update(state_->xxh, data, bytes);
+}
 
 void Hasher::UpdateInt(int64_t value) { Update(&value, sizeof value); }
 

@@ -12,7 +12,8 @@ namespace bitshard::core {
 /// XXH3-64 of one buffer, seed 0.
 uint64_t Hash64(const void* data, size_t bytes);
 
-/// XXH3-64 of a sequence of pieces. UpdateString and UpdateInt are framed: ("a", "bc") differs from ("ab", "c").
+/// XXH3-64 of a sequence of pieces. UpdateString and UpdateInt are framed: ("a", "bc") differs from
+/// ("ab", "c").
 class Hasher {
  public:
   Hasher();

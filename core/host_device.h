@@ -1,5 +1,5 @@
-// BITSHARD_HD marks a function that runs on the host and in CUDA kernels alike. This is the only file that
-// asks which compiler is at work.
+// BITSHARD_HD marks a function that runs on the host and in CUDA kernels alike. This is the only
+// file that asks which compiler is at work.
 #ifndef BITSHARD_CORE_HOST_DEVICE_H_
 #define BITSHARD_CORE_HOST_DEVICE_H_
 

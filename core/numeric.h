@@ -1,4 +1,5 @@
-// The only home of floating-point bit tricks. Everything here gives the same bits on the host and on the device.
+// The only home of floating-point bit tricks. Everything here gives the same bits on the host and
+// on the device.
 #ifndef BITSHARD_CORE_NUMERIC_H_
 #define BITSHARD_CORE_NUMERIC_H_
 
@@ -32,11 +33,14 @@ BITSHARD_HD float MaxFloat(float a, float b) { return a > b ? a : b; }
 /// bfloat16 with rounding to nearest even; NaN becomes the quiet NaN 0x7FC0 with the sign kept.
 BITSHARD_HD uint16_t Bf16FromFloat(float x) {
   const uint32_t bits = FloatBits(x);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>((bits >> 16 & 0x8000u) | 0x7FC0u);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u)
+    return static_cast<uint16_t>((bits >> 16 & 0x8000u) | 0x7FC0u);
   return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 
-BITSHARD_HD float FloatFromBf16(uint16_t x) { return FloatFromBits(static_cast<uint32_t>(x) << 16); }
+BITSHARD_HD float FloatFromBf16(uint16_t x) {
+  return FloatFromBits(static_cast<uint32_t>(x) << 16);
+}
 
 /// IEEE binary16 to float: exact, subnormals included.
 BITSHARD_HD float FloatFromFp16(uint16_t x) {

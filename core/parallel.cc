@@ -11,8 +11,8 @@
 namespace bitshard::core {
 namespace {
 
-// Clears flush-to-zero and denormals-are-zero for its scope: a library that set them in a shared worker thread
-// would change the results of ours.
+// Clears flush-to-zero and denormals-are-zero for its scope: a library that set them in a shared
+// worker thread would change the results of ours.
 class DenormalsOn {
  public:
 #if defined(__SSE__)
@@ -42,7 +42,8 @@ void ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t, int64
     body(0, n);
     return;
   }
-#pragma omp parallel num_threads(static_cast<int>(workers))
+  const int threads = static_cast<int>(workers);
+#pragma omp parallel num_threads(threads)
   {
     const DenormalsOn scope;
     const int64_t worker = omp_get_thread_num();

@@ -1,6 +1,6 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as
-// 1, 2, 3", SC11). A number is a pure function of what it is for, never of thread, block, rank or call order, so
-// any world size and any resumed run draw the same ones.
+// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random
+// numbers: as easy as 1, 2, 3", SC11). A number is a pure function of what it is for, never of
+// thread, block, rank or call order, so any world size and any resumed run draw the same ones.
 #ifndef BITSHARD_CORE_RNG_H_
 #define BITSHARD_CORE_RNG_H_
 
@@ -34,17 +34,27 @@ BITSHARD_HD Philox4 Philox(uint64_t key, uint64_t counter_low, uint64_t counter_
   return {{c0, c1, c2, c3}};
 }
 
-/// What a random number is drawn for. The values are part of the reproducibility contract: append, never reorder.
-enum class RngPurpose : uint32_t { kInit = 1, kDataOrder = 2, kDropout = 3, kStochasticRounding = 4, kSampling = 5 };
+/// What a random number is drawn for. The values are part of the reproducibility contract: append,
+/// never reorder.
+enum class RngPurpose : uint32_t {
+  kInit = 1,
+  kDataOrder = 2,
+  kDropout = 3,
+  kStochasticRounding = 4,
+  kSampling = 5
+};
 
 /// The stream key for (seed, purpose, a, b): `a` and `b` name the user, for example step and layer.
 BITSHARD_HD uint64_t RngKey(uint64_t seed, RngPurpose purpose, uint64_t a = 0, uint64_t b = 0) {
-  const Philox4 x = Philox(seed, static_cast<uint64_t>(purpose) << 32 | (a & 0xFFFFFFFFu), b ^ (a >> 32) << 48);
+  const Philox4 x =
+      Philox(seed, static_cast<uint64_t>(purpose) << 32 | (a & 0xFFFFFFFFu), b ^ (a >> 32) << 48);
   return static_cast<uint64_t>(x.word[0]) << 32 | x.word[1];
 }
 
 /// 24 random bits as a float in [0, 1).
-BITSHARD_HD float UniformFloat(uint32_t word) { return static_cast<float>(word >> 8) * 5.9604644775390625e-08f; }
+BITSHARD_HD float UniformFloat(uint32_t word) {
+  return static_cast<float>(word >> 8) * 5.9604644775390625e-08f;
+}
 
 }  // namespace bitshard::core
 

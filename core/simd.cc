@@ -11,7 +11,8 @@
 namespace bitshard::core {
 namespace {
 
-// hwy::SupportedTargets, whose side effect is to choose the best target again, disabled or not: choose right.
+// hwy::SupportedTargets, whose side effect is to choose the best target again, disabled or not:
+// choose right.
 int64_t EnabledTargets() {
   const int64_t targets = hwy::SupportedTargets();
   hwy::GetChosenTarget().Update(targets);
@@ -54,7 +55,8 @@ absl::Status ForceSimdTarget(const std::string& name) {
 
 absl::Status InitSimdFromEnvironment() {
   const char* name = std::getenv("BITSHARD_SIMD");
-  return AddContext(ForceSimdTarget(name == nullptr ? "" : name), "environment variable BITSHARD_SIMD");
+  return AddContext(ForceSimdTarget(name == nullptr ? "" : name),
+                    "environment variable BITSHARD_SIMD");
 }
 
 }  // namespace bitshard::core

@@ -53,8 +53,8 @@ absl::Status Run(const nlohmann::json& request) {
   BITSHARD_ASSIGN_OR_RETURN(const auto source, io::OpenModel(request["model"].get<std::string>()));
   const MicroBatch batch = BatchOf(request["tokens"]);
   DecoderOptions options;
-  options.compute =
-      request.value("compute", "fp32") == "bf16" ? ActivationType::kBFloat16 : ActivationType::kFloat32;
+  options.compute = request.value("compute", "fp32") == "bf16" ? ActivationType::kBFloat16
+                                                               : ActivationType::kFloat32;
   options.load_in_4bit = request.value("load_in_4bit", true);
   options.lora.r = request.value("r", 0);
   options.lora.alpha = request.value("alpha", 32.0);

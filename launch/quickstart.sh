@@ -42,8 +42,7 @@ mkdir -p build
 }
 "$CMAKE" --build build/cpu --target bitshard
 
-say "3/4 the plan, and the base model's held-out loss without quantisation (about 1 minute)"
-on_ranks plan --config "$CONFIG"
+say "3/4 the base model's held-out loss without quantisation, for comparison (about 1 minute)"
 mkdir -p "$RUN"
 if [[ ! -s $RUN/unquantised.txt ]]; then
   on_ranks evaluate --config "$CONFIG" --set adapter=lora --set load_in_4bit=false | tee "$RUN/unquantised.part"
@@ -51,10 +50,13 @@ if [[ ! -s $RUN/unquantised.txt ]]; then
 fi
 
 say "4/4 finetuning: QLoRA on 2 ranks (about 4 minutes; ^C saves a checkpoint and stops)"
+# A run that was complete before has nothing to train and prints no answers: they are shown from its files.
+shown=()
+[[ ! -e $RUN/summary.json ]] || shown=(--answers)
 status=0
 on_ranks train --config "$CONFIG" || status=$?
 ((status != 143)) || stopped
 ((status == 0)) || exit "$status"
 
 say "the result: $RUN"
-/usr/bin/python3 launch/show_run.py "$RUN"
+/usr/bin/python3 launch/show_run.py "${shown[@]}" "$RUN"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Shows what a run came to, from the files that it left.
 
-    launch/show_run.py runs/quickstart
+    launch/show_run.py [--answers] runs/quickstart
 
 Reads summary.json, answers.json and, where there is one, unquantised.txt (the output of `bitshard evaluate` on the
 base in full precision). Needs nothing but Python's standard library.
@@ -25,6 +25,10 @@ def loss_lines(summary: dict, unquantised: str) -> list[str]:
     return ["held-out loss, nats per token:", *lines] if lines else []
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def answer_lines(answers: list[dict]) -> list[str]:
     lines = []
     for answer in answers:
@@ -36,19 +40,24 @@ def answer_lines(answers: list[dict]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--answers", action="store_true", help="the answers before and after training too")
     parser.add_argument("run", type=pathlib.Path, help="the run's output_dir")
-    run = parser.parse_args().run
+    args = parser.parse_args()
+    run = args.run
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     except OSError as error:
         sys.exit(f"{error}: the run has not ended yet, or it failed")
     unquantised, answers = run / "unquantised.txt", run / "answers.json"
-    lines = answer_lines(json.loads(answers.read_text(encoding="utf-8"))) if answers.exists() else []
-    lines += ["", *loss_lines(summary, unquantised.read_text(encoding="utf-8") if unquantised.exists() else "")]
+    lines = []
+    if args.answers and answers.exists():
+        lines += [*answer_lines(json.loads(answers.read_text(encoding="utf-8"))), ""]
+    lines += loss_lines(summary, unquantised.read_text(encoding="utf-8") if unquantised.exists() else "")
     megabytes = {key: summary[key] / 1e6 for key in ("peak_rss_bytes", "planned_peak_rss_bytes")}
     lines += [
-        f"{summary['tokens_per_second']:.0f} tokens/s on {summary['world_size']} ranks with "
-        f"{summary['threads_per_rank']} threads each, in {summary['compute_type']}: {summary['seconds']:.0f} s of steps",
+        f"{summary['tokens_per_second']:.0f} tokens/s on {counted(summary['world_size'], 'rank')} of "
+        f"{counted(summary['threads_per_rank'], 'thread')}, in {summary['compute_type']}: "
+        f"{summary['seconds']:.0f} s of steps",
         f"peak memory of a rank {megabytes['peak_rss_bytes']:.0f} MB, planned {megabytes['planned_peak_rss_bytes']:.0f} MB",
         f"the adapter, as PEFT loads it: {run}/adapter"]
     print("\n".join(lines))

@@ -55,15 +55,15 @@ run_tests() {
     --output-junit "$PWD/$RESULTS/$preset.xml" < /dev/null
 }
 
-# build_and_run_labelled PRESET LABEL CMAKE-ARGS...: of this preset only the tests with the label. A test is
-# called as its target.
+# build_and_run_labelled PRESET LABEL CMAKE-ARGS...: of this preset only the tests with a label that matches. A test
+# is called as its target.
 build_and_run_labelled() {
-  local preset=$1 label=$2 targets
+  local preset=$1 label="^($2)\$" targets
   shift 2
   configure "$preset" "$@" || return
-  mapfile -t targets < <("$CTEST" --test-dir "build/$preset" -N -L "^$label\$" | sed -n 's/^ *Test *#[0-9]*: //p')
+  mapfile -t targets < <("$CTEST" --test-dir "build/$preset" -N -L "$label" | sed -n 's/^ *Test *#[0-9]*: //p')
   build "$preset" --target "${targets[@]}"
-  run_tests "$preset" -L "^$label\$"
+  run_tests "$preset" -L "$label"
 }
 
 say "setup"
@@ -79,10 +79,10 @@ say "CPU build: about 10 minutes on 2 cores, seconds if nothing changed"
 if configure cpu; then
   build cpu
   say "tests of the CPU build: about 10 minutes"
-  run_tests cpu
+  run_tests cpu -LE '^fuzz$'  # Those run under AddressSanitizer.
 fi
 say "readers under AddressSanitizer: about 5 minutes"
-build_and_run_labelled asan asan -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
+build_and_run_labelled asan 'fuzz|asan' -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
 say "CUDA sources, compiled and linked: about 3 minutes"
 build_and_run_labelled cuda cuda -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
 say "summary"

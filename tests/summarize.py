@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 GTEST_PASSED = re.compile(r"^\[  PASSED  \] (\d+) tests?\.", re.M)
 GTEST_FAILED = re.compile(r"^\[  FAILED  \] (\d+) tests?, listed below", re.M)
 GTEST_FAILED_NAME = re.compile(r"^\[  FAILED  \] (\S+\.\S+?),? .*\(\d+ ms\)", re.M)
+GTEST_SKIPPED_COUNT = re.compile(r"^\[  SKIPPED \] (\d+) tests?, listed below", re.M)
 GTEST_SKIPPED = re.compile(
     r"^\[ RUN      \] (\S+)\r?$(?:(?!^\[ RUN).)*?: Skipped\r?\n(.*?)\r?\n\[  SKIPPED \] \1", re.M | re.S)
 UNITTEST_RAN = re.compile(r"^Ran (\d+) tests? in", re.M)
@@ -50,10 +51,11 @@ def most(pattern: re.Pattern, text: str) -> int:
 
 
 def gtest_outcome(entry: str, text: str) -> Outcome:
-    skipped = list(dict(GTEST_SKIPPED.findall(text)).items())
+    reasons = dict(GTEST_SKIPPED.findall(text))
+    skipped = [f"{entry}: {case}: {' '.join(reason.split())}" for case, reason in reasons.items()]
+    skipped += [f"{entry}: no reason printed"] * (most(GTEST_SKIPPED_COUNT, text) - len(skipped))
     return Outcome(most(GTEST_PASSED, text),
-                   names(entry, most(GTEST_FAILED, text), GTEST_FAILED_NAME.findall(text)),
-                   [f"{entry}: {case}: {' '.join(reason.split())}" for case, reason in skipped])
+                   names(entry, most(GTEST_FAILED, text), GTEST_FAILED_NAME.findall(text)), skipped)
 
 
 def unittest_outcome(entry: str, text: str) -> Outcome:

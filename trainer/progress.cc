@@ -19,7 +19,9 @@ constexpr std::chrono::milliseconds kRedraw(100);
 }  // namespace
 
 Console::Console(const ConsoleOptions& options)
-    : options_(options), is_terminal_(!options.silent && isatty(options.progress_fd) == 1) {}
+    : options_(options),
+      is_terminal_(!options.silent && options.terminal.value_or(isatty(options.progress_fd) == 1)) {
+}
 
 void Console::Put(int fd, const std::string& text) {
   if (options_.silent || text.empty()) return;

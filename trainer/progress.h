@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -20,6 +21,9 @@ struct ConsoleOptions {
   bool silent = false;  ///< Writes nothing: every rank but 0.
   int output_fd = 1;    ///< Say.
   int progress_fd = 2;  ///< Progress.
+  /// Whether progress_fd shows on a terminal; not given: isatty. mpirun puts a pipe between rank
+  /// and terminal.
+  std::optional<bool> terminal;
 };
 
 /// Threads: one thread calls it.

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -48,6 +49,14 @@ int ThreadsOf(const Config& config, const comm::Communicator& comm) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / comm.local_size());
 }
 
+// launch/mpirun.sh knows whether somebody is watching: mpirun puts a pipe between ranks and the
+// terminal.
+std::optional<bool> TerminalFromLauncher() {
+  const char* terminal = std::getenv("BITSHARD_TERMINAL");
+  if (terminal == nullptr) return std::nullopt;
+  return std::string(terminal) == "1";
+}
+
 }  // namespace
 
 TextPython TextPythonOf() {
@@ -64,7 +73,8 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
                                                      comm::Communicator* comm) {
   auto session = std::make_unique<Session>();
   session->comm = comm;
-  session->console = std::make_unique<Console>(ConsoleOptions{.silent = comm->rank() != 0});
+  session->console = std::make_unique<Console>(
+      ConsoleOptions{.silent = comm->rank() != 0, .terminal = TerminalFromLauncher()});
   auto config =
       LoadConfig({.path = line.config_path,
                   .overrides = line.overrides,

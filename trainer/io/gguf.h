@@ -11,7 +11,7 @@
 // string, u32 dimensions, u64 each (fastest first), u32 encoding, u64 offset; then, from the next
 // multiple of `general.alignment`, the data. A string is a u64 length and its bytes. Every length,
 // count and offset is checked against the file before it is used, and nothing is allocated by a
-// number that the file only claims. Source: docs/gguf.md of ggml.
+// number that the file only claims. Source: ggml's GGUF specification.
 //
 // Threads: immutable after Open; safe to share.
 #ifndef BITSHARD_TRAINER_IO_GGUF_H_

@@ -1,6 +1,6 @@
 """Reads the metadata of a GGUF file (versions 2 and 3, little-endian): all that a tokenizer needs, no tensors.
 
-Source: docs/gguf.md of ggml.
+Source: ggml's GGUF specification.
 """
 import mmap
 import struct

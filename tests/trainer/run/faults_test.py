@@ -100,7 +100,7 @@ def check_disk_full(runner: Runner) -> None:
     """A checkpoint that does not fit: training goes on, the last error is exit code 6."""
     small = runner.folder / "small"
     small.mkdir()
-    script = (f"mount -t tmpfs -o size=700k none {small} && exec " +
+    script = (f"mount -t tmpfs -o size=300k none {small} && exec " +
               " ".join(f"'{part}'" for part in runner.command(2, "x", {"output_dir": small, "save_total_limit": 0})))
     done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, timeout=120)
     text = done.stdout + done.stderr

@@ -138,6 +138,25 @@ def check(kind: str, tool: Tool, folder: pathlib.Path, compute: str, simd_note: 
     print(f"{kind} {compute}: ok{simd_note}")
 
 
+def check_packing(tool: Tool, folder: pathlib.Path) -> None:
+    """Samples in one pack do not see each other: the same loss as alone (products of another number of rows round
+    differently), and not one bit of it depends on what another sample says."""
+    for compute, token_bound, mean_bound in (("fp32", 1e-4, 1e-6), ("bf16", 2e-2, 5e-3)):
+        for kind in ("llama", "mistral"):
+            request = dict(model=str(folder / kind), compute=compute)
+            packed = tool.run(tokens=SAMPLES, **request)["loss"]
+            alone = np.concatenate([tool.run(tokens=[sample], **request)["loss"] for sample in SAMPLES])
+            assert np.abs(packed - alone).max() <= token_bound, (kind, compute, np.abs(packed - alone).max())
+            assert abs(packed.mean() - alone.mean()) <= mean_bound, (kind, compute, packed.mean() - alone.mean())
+            others = [[(token * 7 + 1) % 101 for token in SAMPLES[0]], *SAMPLES[1:]]
+            changed = tool.run(tokens=others, **request)["loss"]
+            first = len(SAMPLES[0])
+            assert (changed[:first] != packed[:first]).any(), "the changed sample's loss stays: nothing is tested"
+            assert (changed[first:].view(np.uint32) == packed[first:].view(np.uint32)).all(), f"{kind} {compute}: leaks"
+            print(f"{kind} {compute}: packed and alone differ by {np.abs(packed - alone).max():.1e} a token, "
+                  f"{abs(packed.mean() - alone.mean()):.1e} in the mean")
+
+
 def check_real_model(gguf: str, tool: Tool) -> None:
     """The whole SmolLM2 in float32, unquantised, against transformers' own GGUF loader."""
     path = pathlib.Path(gguf)
@@ -164,6 +183,7 @@ def main() -> None:
             check(kind, tool, folder, "fp32")
         check("llama", tool, folder, "bf16")
         check("qwen3", tool, folder, "bf16")
+        check_packing(tool, folder)
         check_real_model(args.gguf, tool)
 
 

@@ -38,6 +38,7 @@ run_commands() {
 enter() {
   local root=$1
   shift
+  mount --bind "$root" "$root"  # Tests that mount want / to be a mount point, as it is on any machine.
   mount -t proc proc "$root/proc"
   mount --rbind /dev "$root/dev"
   mount --make-rslave "$root/dev"

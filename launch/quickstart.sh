@@ -31,7 +31,7 @@ stopped() {
 }
 trap stopped INT
 
-say "1/4 setup: what is missing (5 to 10 minutes on a fresh machine, nothing on the second run)"
+say "1/4 setup: what is missing (3 to 10 minutes on a fresh machine, nothing on the second run)"
 launch/setup.sh
 
 say "2/4 build: the program bitshard (about 3 minutes on 2 cores, nothing on the second run)"

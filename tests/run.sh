@@ -75,15 +75,15 @@ rm -rf "$RESULTS"
 mkdir -p "$RESULTS"
 JOBS=$(job_count)
 
-say "CPU build: about 10 minutes on 2 cores, seconds if nothing changed"
+say "CPU build: about 5 minutes on 2 cores, seconds if nothing changed"
 if configure cpu; then
   build cpu
-  say "tests of the CPU build: about 10 minutes"
+  say "tests of the CPU build: about 3 minutes"
   run_tests cpu -LE '^fuzz$'  # Those run under AddressSanitizer.
 fi
 say "readers under AddressSanitizer: about 5 minutes"
 build_and_run_labelled asan 'fuzz|asan' -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
-say "CUDA sources, compiled and linked: about 3 minutes"
+say "CUDA sources, compiled and linked: about 1 minute"
 build_and_run_labelled cuda cuda -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
 say "summary"
 .deps/venv/bin/python tests/summarize.py "$RESULTS"

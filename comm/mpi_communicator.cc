@@ -67,14 +67,12 @@ class MpiRank : public internal::ExchangeCommunicator {
         timeout_(options.timeout),
         host_name_(internal::HostName()) {}
 
+  // A rank that drops a failed communicator and returns 0 would look to mpirun like one that ended
+  // too early, and mpirun might end the job before the reporting rank has spoken.
   ~MpiRank() override {
     if (finalized_) return;
-    if (const absl::Status failure = engine_->failure(); !failure.ok()) {
-      const Watchdog watchdog(kEndLimit, "an MPI call does not return", kPeerExitCode);
-      engine_.reset();
-      return;
-    }
-    const absl::Status status = Finalize();
+    absl::Status status = engine_->failure();
+    if (status.ok()) status = Finalize();
     if (!status.ok())
       EndJob(this, status, absl::StrCat("bitshard: error: ", std::string(status.message())));
   }

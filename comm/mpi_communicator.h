@@ -39,8 +39,8 @@ class MpiCommunicator {
   /// ends it). Without a launcher: one rank, and MPI is not touched. Errors: kConfig when another
   /// launcher has started several processes that MPI does not connect (torchrun, srun without PMIx,
   /// another MPI's mpirun), or MPI grants less than MPI_THREAD_MULTIPLE; kPeer. A communicator
-  /// destroyed without Finalize and without an error ends in order too if all ranks do so; else the
-  /// job ends with exit code 5.
+  /// destroyed without Finalize ends in order if all ranks do so; else, and after an error, its
+  /// destructor ends the job as EndJob does.
   static absl::StatusOr<std::unique_ptr<Communicator>> Create(
       const MpiCommunicatorOptions& options);
 };

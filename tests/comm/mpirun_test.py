@@ -11,11 +11,11 @@ import unittest
 
 ARGS = argparse.Namespace()
 
-# A rank that says who it is, and takes SIGUSR1 as "save and stop".
+# A rank that says who it is, and takes SIGUSR1 as "save and stop". No $(seq): mpirun signals the whole process group.
 RANK = """
 trap 'echo rank $OMPI_COMM_WORLD_RANK saves; exit 143' USR1
 echo rank $OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE threads $OMP_NUM_THREADS
-for _ in $(seq 300); do sleep 0.1 & wait $!; done
+for ((i = 0; i < 300; i++)); do sleep 0.1 & wait $!; done
 """
 STUBBORN_RANK = RANK.replace("exit 143", "true")
 

@@ -4,8 +4,10 @@
 #include <vector>
 
 #include "comm/gradient_reducer.h"
+#include "core/error.h"
 #include "core/status_macros.h"
 #include "trainer/micro_batch_sums.h"
+#include "trainer/signals.h"
 #include "trainer/stopwatch.h"
 
 namespace bitshard::trainer {
@@ -16,6 +18,7 @@ absl::StatusOr<std::vector<LossSum>> EvaluateMine(Decoder* decoder, TrainingData
                                                   comm::MicroBatchRange range) {
   std::vector<LossSum> sums;
   for (int64_t index = range.begin; index < range.end; ++index) {
+    if (StopSignal() != 0) return core::InterruptedError("asked to stop while evaluating");
     BITSHARD_ASSIGN_OR_RETURN(const MicroBatch batch, data->HeldOutMicroBatch(index));
     BITSHARD_ASSIGN_OR_RETURN(const LossSum sum, decoder->Evaluate(batch, parameters, {}));
     sums.push_back(sum);

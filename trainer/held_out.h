@@ -19,7 +19,8 @@ struct HeldOutLoss {
 };
 
 /// Ranks share the micro-batches; the result is the same on all of them and has the same bits at
-/// any world size. Empty `parameters`: the base without adapter. A collective.
+/// any world size. Empty `parameters`: the base without adapter. A collective. Errors: kInterrupted
+/// when a rank was asked to stop; agreed.
 absl::StatusOr<HeldOutLoss> EvaluateHeldOut(comm::Communicator* comm, Decoder* decoder,
                                             TrainingData* data, std::span<const float> parameters);
 

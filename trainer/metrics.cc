@@ -290,7 +290,6 @@ absl::Status WriteSummary(const std::string& path, const RunSummary& summary) {
   json["total_tokens"] = summary.total_tokens;
   json["seconds"] = Number(summary.seconds);
   json["tokens_per_second"] = Number(summary.tokens_per_second);
-  AddOptional("heldout_loss_unquantised", summary.heldout_loss_unquantised, &json);
   AddOptional("heldout_loss_before", summary.heldout_loss_before, &json);
   AddOptional("heldout_loss_after", summary.heldout_loss_after, &json);
   AddOptional("train_loss", summary.train_loss, &json);
@@ -298,7 +297,6 @@ absl::Status WriteSummary(const std::string& path, const RunSummary& summary) {
   json["planned_peak_rss_bytes"] = summary.planned_peak_rss_bytes;
   json["peak_rss_bytes"] = summary.peak_rss_bytes;
   json["bytes_sent_per_step"] = summary.bytes_sent_per_step;
-  json["interrupted"] = summary.interrupted;
   return core::WriteFileAtomically(path, io::JsonText(json));
 }
 

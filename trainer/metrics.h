@@ -84,7 +84,6 @@ struct RunSummary {
   int64_t total_tokens = 0;
   double seconds = 0;
   double tokens_per_second = 0;
-  std::optional<double> heldout_loss_unquantised;
   std::optional<double>
       heldout_loss_before;  ///< Nats per trained token, of the base as training sees it.
   std::optional<double> heldout_loss_after;
@@ -94,7 +93,6 @@ struct RunSummary {
   int64_t planned_peak_rss_bytes = 0;
   int64_t peak_rss_bytes = 0;
   int64_t bytes_sent_per_step = 0;
-  bool interrupted = false;
 };
 
 /// Writes `path` atomically. Errors: kStorage.

@@ -17,9 +17,12 @@
 #include "trainer/io/peft_adapter.h"
 #include "trainer/run_options.h"
 #include "trainer/session.h"
+#include "trainer/signals.h"
 
 namespace bitshard::trainer {
 namespace {
+
+constexpr char kStartAgain[] = "nothing was written: start it again";
 
 // A decoder with the adapter in `folder`, or without one.
 struct Model {
@@ -53,6 +56,12 @@ absl::StatusOr<Model> LoadModel(const Session& session, const std::string& folde
   return model;
 }
 
+template <class T>
+absl::StatusOr<T> StartAgainIfStopped(absl::StatusOr<T> result) {
+  if (result.ok()) return result;
+  return AdviseIfStopped(result.status(), kStartAgain);
+}
+
 }  // namespace
 
 absl::Status RunPlan(const CommandLine& line, comm::Communicator* comm) {
@@ -70,13 +79,13 @@ absl::Status RunEvaluate(const CommandLine& line, comm::Communicator* comm) {
     return comm->AgreeOnStatus(
         core::ConfigError("test_datasets: there is none; name the held-out data to evaluate on"));
   }
-  BITSHARD_RETURN_IF_ERROR(OpenData(session.get()));
+  BITSHARD_RETURN_IF_ERROR(AdviseIfStopped(OpenData(session.get()), kStartAgain));
   BITSHARD_ASSIGN_OR_RETURN(
       const Model model, LoadModel(*session, line.adapter, session->data->max_micro_batch_tokens(),
                                    session->data->max_sample_tokens()));
-  BITSHARD_ASSIGN_OR_RETURN(
-      const HeldOutLoss loss,
-      EvaluateHeldOut(comm, model.decoder.get(), session->data.get(), model.parameters));
+  BITSHARD_ASSIGN_OR_RETURN(const HeldOutLoss loss,
+                            StartAgainIfStopped(EvaluateHeldOut(
+                                comm, model.decoder.get(), session->data.get(), model.parameters)));
   session->console->Say(absl::StrFormat("held-out loss: %.4f nats per token (%d tokens, %.1f s)",
                                         loss.loss, loss.trained_tokens, loss.seconds));
   return absl::OkStatus();
@@ -88,14 +97,16 @@ absl::Status RunGenerate(const CommandLine& line, comm::Communicator* comm) {
       const std::unique_ptr<Answers> answers,
       Answers::Create({.python = TextPythonOf(),
                        .tokenizer = TokenizerOf(*session),
+                       .prompts_key = "--prompt",
                        .prompts = line.prompts,
+                       .context_tokens = session->source->config().max_position_embeddings,
                        .max_new_tokens = session->config.generate.max_new_tokens},
                       comm));
-  const int64_t tokens = std::max<int64_t>(answers->longest_prompt_tokens(),
-                                           static_cast<int64_t>(line.prompts.size()));
+  const int64_t tokens = std::max(answers->longest_prompt_tokens(), Answers::kPromptsAtATime);
   BITSHARD_ASSIGN_OR_RETURN(const Model model, LoadModel(*session, line.adapter, tokens, tokens));
-  BITSHARD_ASSIGN_OR_RETURN(const std::vector<std::string> texts,
-                            answers->Generate(model.decoder.get(), model.parameters));
+  BITSHARD_ASSIGN_OR_RETURN(
+      const std::vector<std::string> texts,
+      StartAgainIfStopped(answers->Generate(model.decoder.get(), model.parameters)));
   for (size_t i = 0; i < texts.size(); ++i) {
     session->console->Say(absl::StrCat("Q: ", line.prompts[i], "\nA: ", texts[i], "\n"));
   }
@@ -112,6 +123,8 @@ absl::Status RunQuantize(const CommandLine& line, comm::Communicator* comm) {
   BITSHARD_RETURN_IF_ERROR(io::ExportHuggingFace(
       *session->source, line.output, {},
       [&](const io::WeightInfo& info, std::span<float> out) -> absl::StatusOr<bool> {
+        if (StopSignal() != 0)
+          return core::InterruptedError("asked to stop while writing weights; start it again");
         if (!session->config.model.load_in_4bit || !absl::EndsWith(info.name, "_proj.weight"))
           return false;
         BITSHARD_RETURN_IF_ERROR(model.decoder->DequantizedWeight(info.name, out));

@@ -35,11 +35,30 @@
 namespace bitshard::trainer {
 namespace {
 
-// The model before training: measured once a run, kept for a resumed one.
+// The model before training: measured by each process anew, a resumed one's too.
 struct Baseline {
   std::optional<double> held_out_loss;
   std::vector<std::string> answers;  // Rank 0.
 };
+
+// What the last run of the folder left at its end. summary.json first: it says that the others are
+// complete.
+absl::Status RemoveResults(const std::string& directory) {
+  for (const char* name :
+       {"summary.json", "answers.json", "trainer_state.json", "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors", "adapter/README.md"}) {
+    const std::string path = absl::StrCat(directory, "/", name);
+    std::error_code error;
+    std::filesystem::remove(path, error);
+    if (!error) continue;
+    return core::StorageError(absl::StrCat(
+        core::Escaped(path, 4096), ": an earlier run's, can't be removed: ", error.message(),
+        "; remove it, or choose another output_dir"));
+  }
+  std::error_code not_empty;  // Other files in it are not ours.
+  std::filesystem::remove(absl::StrCat(directory, "/adapter"), not_empty);
+  return absl::OkStatus();
+}
 
 class TrainRun {
  public:
@@ -47,20 +66,15 @@ class TrainRun {
       : session_(std::move(session)), config_(session_->config), comm_(session_->comm) {}
 
   absl::Status Run() {
-    BITSHARD_RETURN_IF_ERROR(LockOutput());
-    BITSHARD_RETURN_IF_ERROR(OpenData(session_.get()));
-    BITSHARD_RETURN_IF_ERROR(MakePlanAndParts());
-    BITSHARD_RETURN_IF_ERROR(Resume());
-    if (first_step_ >= session_->data->total_steps() &&
-        std::filesystem::exists(PathOf("summary.json"))) {
+    BITSHARD_RETURN_IF_ERROR(WithAdvice(Prepare()));
+    if (complete_) {
       Say(absl::StrFormat("the run in %s is complete (%d steps); nothing to do",
                           config_.output.directory, first_step_));
       return absl::OkStatus();
     }
-    BITSHARD_RETURN_IF_ERROR(MeasureBaseline());
-    BITSHARD_RETURN_IF_ERROR(OpenMetrics());
+    BITSHARD_RETURN_IF_ERROR(WithAdvice(MeasureBaseline()));
     BITSHARD_RETURN_IF_ERROR(Train());
-    return Finish();
+    return WithAdvice(Finish());
   }
 
  private:
@@ -71,8 +85,12 @@ class TrainRun {
   }
   std::span<float> parameters() const { return arena_.as<float>(); }
 
+  absl::Status Prepare();
+  absl::Status WithAdvice(const absl::Status& status) const;
   absl::Status LockOutput();
   absl::Status MakePlanAndParts();
+  absl::Status MakeAnswers();
+  absl::Status BeginOutput();
   absl::Status Resume();
   absl::Status CheckResumable(const FoundCheckpoint& found) const;
   absl::Status MeasureBaseline();
@@ -101,9 +119,34 @@ class TrainRun {
   std::unique_ptr<MetricsWriter> metrics_;
   Baseline baseline_;
   int64_t first_step_ = 0;
+  bool complete_ = false;  // Resumed from the last step, and its results are there.
   int64_t total_tokens_ = 0;
   LoopResult result_;
 };
+
+// Everything that can be refused: until BeginOutput, an output_dir that was there is as it was, and
+// one that was not there goes again with an error.
+absl::Status TrainRun::Prepare() {
+  BITSHARD_RETURN_IF_ERROR(LockOutput());
+  BITSHARD_RETURN_IF_ERROR(OpenData(session_.get()));
+  BITSHARD_RETURN_IF_ERROR(MakePlanAndParts());
+  BITSHARD_RETURN_IF_ERROR(Resume());
+  const bool done = is_first() && first_step_ >= session_->data->total_steps() &&
+                    std::filesystem::exists(PathOf("summary.json"));
+  BITSHARD_ASSIGN_OR_RETURN(const int64_t complete, comm_->MaxInt64(done ? 1 : 0));
+  complete_ = complete != 0;
+  if (complete_) return absl::OkStatus();
+  BITSHARD_RETURN_IF_ERROR(MakeAnswers());
+  return BeginOutput();
+}
+
+// A request to stop outside of a step: what is saved, and how to go on.
+absl::Status TrainRun::WithAdvice(const absl::Status& status) const {
+  const int64_t saved = std::max(first_step_, result_.step);
+  if (saved == 0) return AdviseIfStopped(status, "nothing was trained yet: start it again");
+  return AdviseIfStopped(status, absl::StrFormat("%d steps are saved in %s: go on with --resume",
+                                                 saved, config_.output.directory));
+}
 
 absl::Status TrainRun::LockOutput() {
   absl::Status status;
@@ -114,10 +157,21 @@ absl::Status TrainRun::LockOutput() {
       lock_ = *std::move(lock);
       if (!lock_->taken_over_from().empty())
         Say("taking over from " + lock_->taken_over_from() + ", which ended early");
-      status = core::WriteFileAtomically(PathOf("config.yaml"), ConfigToYaml(config_));
     }
   }
   return comm_->AgreeOnStatus(status);
+}
+
+absl::Status TrainRun::BeginOutput() {
+  absl::Status status;
+  if (is_first()) {
+    lock_->Keep();
+    if (first_step_ == 0) status = RemoveResults(config_.output.directory);
+    if (status.ok())
+      status = core::WriteFileAtomically(PathOf("config.yaml"), ConfigToYaml(config_));
+  }
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(status));
+  return OpenMetrics();
 }
 
 absl::Status TrainRun::MakePlanAndParts() {
@@ -259,24 +313,33 @@ absl::StatusOr<std::optional<double>> TrainRun::HeldOut(std::span<const float> a
   return std::optional<double>(loss.loss);
 }
 
+absl::Status TrainRun::MakeAnswers() {
+  std::vector<std::string> held_out = session_->data->held_out_prompts();
+  if (config_.generate.heldout_prompts == 0) held_out.clear();
+  if (config_.generate.prompts.empty() && held_out.empty()) return absl::OkStatus();
+  const DecoderOptions& made_for = decoder_->options();
+  BITSHARD_ASSIGN_OR_RETURN(
+      answers_, Answers::Create(
+                    {.python = TextPythonOf(),
+                     .tokenizer = TokenizerOf(*session_),
+                     .prompts_key = "generate.prompts",
+                     .prompts = config_.generate.prompts,
+                     .held_out = std::move(held_out),
+                     .num_held_out = config_.generate.heldout_prompts,
+                     .max_prompt_tokens = std::min(made_for.max_tokens, made_for.max_sample_tokens),
+                     .context_tokens = decoder_->config().max_position_embeddings,
+                     .max_new_tokens = config_.generate.max_new_tokens},
+                    comm_));
+  return absl::OkStatus();
+}
+
 absl::Status TrainRun::MeasureBaseline() {
-  std::vector<std::string> prompts = config_.generate.prompts;
-  for (const std::string& prompt : session_->data->held_out_prompts()) {
-    if (static_cast<int64_t>(prompts.size() - config_.generate.prompts.size()) >=
-        config_.generate.heldout_prompts)
-      break;
-    prompts.push_back(prompt);
-  }
   if (config_.eval.on_start) {
     BITSHARD_ASSIGN_OR_RETURN(baseline_.held_out_loss, HeldOut({}));
+    if (metrics_ != nullptr && baseline_.held_out_loss.has_value())
+      metrics_->WriteScalar("eval/loss", 0, *baseline_.held_out_loss);
   }
-  if (prompts.empty()) return absl::OkStatus();
-  BITSHARD_ASSIGN_OR_RETURN(answers_,
-                            Answers::Create({.python = TextPythonOf(),
-                                             .tokenizer = TokenizerOf(*session_),
-                                             .prompts = prompts,
-                                             .max_new_tokens = config_.generate.max_new_tokens},
-                                            comm_));
+  if (answers_ == nullptr) return absl::OkStatus();
   BITSHARD_ASSIGN_OR_RETURN(baseline_.answers, answers_->Generate(decoder_.get(), {}));
   return absl::OkStatus();
 }
@@ -295,11 +358,7 @@ absl::Status TrainRun::OpenMetrics() {
     status = metrics.status();
     if (status.ok()) metrics_ = *std::move(metrics);
   }
-  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(status));
-  if (metrics_ != nullptr && baseline_.held_out_loss.has_value()) {
-    metrics_->WriteScalar("eval/loss", 0, *baseline_.held_out_loss);
-  }
-  return absl::OkStatus();
+  return comm_->AgreeOnStatus(status);
 }
 
 absl::Status TrainRun::Save(int64_t step, int64_t total_tokens) {
@@ -333,9 +392,7 @@ absl::Status TrainRun::Train() {
 
 absl::Status TrainRun::Finish() {
   if (result_.interrupted) {
-    return comm_->AgreeOnStatus(core::InterruptedError(
-        absl::StrFormat("asked to stop: saved %s/checkpoint-%d; go on with --resume",
-                        config_.output.directory, result_.step)));
+    return comm_->AgreeOnStatus(core::InterruptedError("asked to stop"));
   }
   BITSHARD_ASSIGN_OR_RETURN(const std::optional<double> after, HeldOut(parameters()));
   std::vector<std::string> answers;

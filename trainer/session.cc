@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
@@ -67,6 +68,15 @@ TextPython TextPythonOf() {
           .stop_requested = [] { return StopSignal() != 0; }};
 }
 
+absl::Status AdviseIfStopped(const absl::Status& status, const std::string& what_to_do) {
+  if (status.ok() || core::KindOf(status) != core::ErrorKind::kInterrupted) return status;
+  absl::Status advised(status.code(),
+                       absl::StrCat(std::string(status.message()), "; ", what_to_do));
+  status.ForEachPayload(
+      [&](absl::string_view url, const absl::Cord& payload) { advised.SetPayload(url, payload); });
+  return advised;
+}
+
 std::string TokenizerOf(const Session& session) { return session.source->path(); }
 
 absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
@@ -118,6 +128,7 @@ absl::Status OpenData(Session* session) {
   BITSHARD_ASSIGN_OR_RETURN(session->data,
                             TrainingData::Open({.config = &session->config,
                                                 .model = &session->source->config(),
+                                                .rank = session->comm->rank(),
                                                 .python = TextPythonOf(),
                                                 .cache_directory = (parent / ".cache").string(),
                                                 .tokenizer = TokenizerOf(*session),

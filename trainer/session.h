@@ -49,6 +49,9 @@ absl::StatusOr<Plan> PlanOf(const Session& session, int world_size);
 /// else what the build found.
 TextPython TextPythonOf();
 
+/// A kInterrupted status with "; what_to_do" at its end; any other as it is.
+absl::Status AdviseIfStopped(const absl::Status& status, const std::string& what_to_do);
+
 /// The .gguf file or model folder that holds the tokenizer.
 std::string TokenizerOf(const Session& session);
 

@@ -41,19 +41,22 @@ class TrainLoop {
       result_.tokens += done.tokens;
       result_.seconds += done.seconds.total;
       result_.bytes_sent_last_step = done.bytes_sent;
-      const bool last = step == parts_.total_steps || done.stop_requested;
+      bool stop = done.stop_requested;
       std::optional<double> held_out;
-      if (config_.eval.steps > 0 && step % config_.eval.steps == 0 && !last) {
-        BITSHARD_ASSIGN_OR_RETURN(const HeldOutLoss loss,
-                                  EvaluateHeldOut(parts_.step.comm, parts_.step.decoder,
-                                                  parts_.step.data, parts_.step.parameters));
-        held_out = loss.loss;
+      if (config_.eval.steps > 0 && step % config_.eval.steps == 0 && !stop &&
+          step < parts_.total_steps) {
+        const absl::StatusOr<HeldOutLoss> loss = EvaluateHeldOut(
+            parts_.step.comm, parts_.step.decoder, parts_.step.data, parts_.step.parameters);
+        stop = core::KindOf(loss.status()) == core::ErrorKind::kInterrupted;
+        if (!loss.ok() && !stop) return loss.status();
+        if (loss.ok()) held_out = loss->loss;
       }
       Report(done, held_out);
       const bool save_now =
-          last || (config_.output.save_steps > 0 && step % config_.output.save_steps == 0);
+          stop || step == parts_.total_steps ||
+          (config_.output.save_steps > 0 && step % config_.output.save_steps == 0);
       if (save_now) BITSHARD_RETURN_IF_ERROR(Save(step));
-      if (done.stop_requested) {
+      if (stop) {
         result_.interrupted = step < parts_.total_steps;
         break;
       }

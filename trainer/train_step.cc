@@ -82,7 +82,9 @@ absl::StatusOr<StepResult> RunStep(const StepParts& parts, int64_t step, double 
                             parts.optimizer->GradientNorm(gradients, per_token));
 
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
-    if (config.compute.nonfinite == NonFinite::kStop) return NonFiniteError(result, all.sums);
+    // Every rank sees the same sums; agreed, so that one rank speaks for all.
+    if (config.compute.nonfinite == NonFinite::kStop)
+      return parts.comm->AgreeOnStatus(NonFiniteError(result, all.sums));
     result.skipped = true;
   } else {
     double scale = per_token;

@@ -53,7 +53,7 @@ struct StepResult {
 /// Runs step `step` (from 1). The same configuration gives the same parameters, losses and norms,
 /// bit for bit, at any world size: gradients and losses are summed in an order given by the global
 /// micro-batch index alone. Errors: kNumerics for a non-finite loss or gradient when the
-/// configuration says stop; kPeer.
+/// configuration says stop, agreed; kPeer.
 absl::StatusOr<StepResult> RunStep(const StepParts& parts, int64_t step, double learning_rate,
                                    bool stop_requested);
 

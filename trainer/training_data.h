@@ -33,6 +33,7 @@ struct DataSummary {
 struct DataRequest {
   const Config* config = nullptr;
   const ModelConfig* model = nullptr;
+  int rank = 0;
   TextPython python;
   std::string cache_directory;
   std::string tokenizer;  ///< A .gguf file or a Hugging Face folder.
@@ -45,7 +46,7 @@ class TrainingData {
  public:
   /// Prepares the caches where they don't exist yet (one process a node does, the others wait for
   /// it without a collective), maps them, checks that all ranks have the same, and packs the
-  /// samples. Errors: kData, kConfig; agreed on by all ranks.
+  /// samples. Errors: kData, kConfig, agreed on by all ranks; kPeer for a process that hangs.
   static absl::StatusOr<std::unique_ptr<TrainingData>> Open(const DataRequest& request,
                                                             comm::Communicator* comm);
   virtual ~TrainingData() = default;

@@ -81,19 +81,50 @@ std::string CacheName(const TokenCacheSpec& spec, const std::string& key) {
   return (fs::path(spec.cache_directory) / (key + ".tokens")).string();
 }
 
-absl::StatusOr<core::ScopedFd> Lock(const std::string& path, const TextPython& python) {
+// Who holds the lock, and a count that grows as long as it gets on.
+std::string ReadLockText(int fd) {
+  char buffer[400];
+  const ssize_t got = pread(fd, buffer, sizeof buffer, 0);
+  return std::string(buffer, static_cast<size_t>(got > 0 ? got : 0));
+}
+
+// For those who wait; a lock whose text can't be written is a lock all the same.
+void WriteLockText(int fd, const TokenCacheSpec& spec, int64_t count) {
+  char host[256] = "?";
+  (void)gethostname(host, sizeof host - 1);
+  const std::string text =
+      absl::StrCat(spec.caller, " (process ", getpid(), " on ", host, ")\n", count, "\n");
+  if (ftruncate(fd, 0) == 0) (void)!pwrite(fd, text.data(), text.size(), 0);
+}
+
+absl::StatusOr<core::ScopedFd> Lock(const std::string& path, const TokenCacheSpec& spec) {
   core::ScopedFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
   if (fd.get() < 0) {
     return core::StorageError(
         absl::StrCat(core::Escaped(path, 4096), ": can't be opened: ", std::strerror(errno)));
   }
+  using Clock = std::chrono::steady_clock;
+  std::string seen;
+  Clock::time_point since = Clock::now();
   while (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK && errno != EINTR) {
       return core::StorageError(
           absl::StrCat(core::Escaped(path, 4096), ": flock: ", std::strerror(errno)));
     }
-    if (python.stop_requested && python.stop_requested()) {
-      return core::InterruptedError("stopped while another process makes the token cache");
+    if (spec.python.stop_requested && spec.python.stop_requested()) {
+      return core::InterruptedError("asked to stop while another process makes the token cache");
+    }
+    const std::string text = ReadLockText(fd.get());
+    if (text != seen) since = Clock::now();
+    seen = text;
+    if (std::chrono::duration<double>(Clock::now() - since).count() > spec.lock_timeout_seconds) {
+      const std::string holder = core::Escaped(seen.substr(0, seen.find('\n')));
+      return core::PeerError(
+          absl::StrFormat("%s holds %s to make the token cache and has not got on for %g s: it "
+                          "hangs or is stopped; "
+                          "end it and start again, or raise comm.timeout",
+                          holder.empty() ? "another process" : holder, core::Escaped(path, 4096),
+                          spec.lock_timeout_seconds));
     }
     std::this_thread::sleep_for(kLockPoll);
   }
@@ -138,7 +169,8 @@ absl::Status ReportedError(const JsonObject& object) {
 }
 
 // Runs the child until the cache is written; returns its peak resident set.
-absl::StatusOr<int64_t> MakeCache(const TokenCacheSpec& spec, const std::string& output) {
+absl::StatusOr<int64_t> MakeCache(const TokenCacheSpec& spec, const std::string& output,
+                                  const std::function<void()>& on_life) {
   BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<ChildProcess> child,
                             StartPython(spec.python, {"prepare"}));
   const absl::Status sent = child->WriteLine(LineOf(SpecJson(spec, output)), WaitFor(spec.python));
@@ -146,6 +178,7 @@ absl::StatusOr<int64_t> MakeCache(const TokenCacheSpec& spec, const std::string&
   child->CloseInput();
   while (true) {
     BITSHARD_ASSIGN_OR_RETURN(const Json json, NextObject(spec.python, child.get()));
+    on_life();
     BITSHARD_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::Of(json, kWho));
     if (object.Has("error")) return ReportedError(object);
     if (object.Has("progress")) {
@@ -176,7 +209,8 @@ absl::StatusOr<PreparedCache> PrepareTokenCache(const TokenCacheSpec& spec) {
   BITSHARD_RETURN_IF_ERROR(core::MakeDirectories(spec.cache_directory));
   const std::string path = CacheName(spec, key);
   const std::string lock_path = (fs::path(spec.cache_directory) / (key + ".lock")).string();
-  BITSHARD_ASSIGN_OR_RETURN(const core::ScopedFd lock, Lock(lock_path, spec.python));
+  BITSHARD_ASSIGN_OR_RETURN(const core::ScopedFd lock, Lock(lock_path, spec));
+  WriteLockText(lock.get(), spec, 0);
   PreparedCache result;
   std::error_code error;
   if (fs::exists(path, error)) {
@@ -190,7 +224,9 @@ absl::StatusOr<PreparedCache> PrepareTokenCache(const TokenCacheSpec& spec) {
     }
   }
   RemoveUnfinished(path);
-  const absl::StatusOr<int64_t> peak = MakeCache(spec, path);
+  int64_t count = 0;
+  const absl::StatusOr<int64_t> peak =
+      MakeCache(spec, path, [&] { WriteLockText(lock.get(), spec, ++count); });
   if (!peak.ok()) {
     RemoveUnfinished(path);
     return peak.status();

@@ -50,6 +50,9 @@ struct TextPython {
 /// What decides the content of a cache, and where it goes.
 struct TokenCacheSpec {
   TextPython python;
+  std::string caller = "a process";  ///< "rank 1": how the processes that wait name this one.
+  /// Seconds without progress of the process that makes the cache after which the others give up.
+  double lock_timeout_seconds = 600;
   std::string cache_directory;  ///< Made where it does not exist. Ranks of one node share it.
   std::string tokenizer;        ///< A .gguf file or a Hugging Face folder.
   std::vector<DatasetOptions> datasets;
@@ -69,10 +72,11 @@ struct PreparedCache {
 /// The cache for `spec`: the one that is there, or else a new one. Its name is a hash over the
 /// content of the data files, of the tokenizer and of the Python package's sources, and over the
 /// settings. A lock file makes several processes that want the same cache wait for the one that
-/// makes it; there is no collective in here. A damaged cache is made anew.
+/// makes it, as long as that one gets on; there is no collective in here. A damaged cache is made
+/// anew.
 /// Errors: kData with file, line or row, and key for the user's data, and with the child's last
-/// words when it dies or hangs; kConfig when it can't be started; kStorage; kInterrupted. Nothing
-/// half-written is left.
+/// words when it dies or hangs; kConfig when it can't be started; kPeer naming the process that was
+/// to make the cache and does not get on; kStorage; kInterrupted. Nothing half-written is left.
 absl::StatusOr<PreparedCache> PrepareTokenCache(const TokenCacheSpec& spec);
 
 /// One message of a chat.

@@ -11,6 +11,7 @@
 #define BITSHARD_TRAINER_MODEL_DECODER_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -124,11 +125,14 @@ class Decoder {
   /// Greedy continuation of each prompt (sampled when temperature > 0, from a counter RNG keyed by
   /// seed), until an end token, `stop_tokens` or max_new_tokens. Returns the new tokens, end token
   /// left out. Prompts are decoded together. An empty `parameters` generates with the base alone.
+  /// Errors: kConfig for more prompts or longer ones than the decoder was made for; kInterrupted.
   struct GenerateOptions {
     int64_t max_new_tokens = 64;
     double temperature = 0;
     uint64_t seed = 0;
     std::vector<int32_t> stop_tokens;
+    /// Asked before each prompt and each token; true ends with kInterrupted. May be empty.
+    std::function<bool()> stop_requested;
   };
   virtual absl::StatusOr<std::vector<std::vector<int32_t>>> Generate(
       const std::vector<std::vector<int32_t>>& prompts, std::span<const float> parameters,

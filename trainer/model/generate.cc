@@ -125,7 +125,12 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> DecoderOf<T>::Generate(
   cache.cosine.resize(static_cast<size_t>(cache.capacity * config_.head_dim / 2));
   cache.sine.resize(cache.cosine.size());
   FillRope(cache.capacity, cache.cosine.data(), cache.sine.data());
+  const auto stopped = [&]() -> absl::Status {
+    if (!options.stop_requested || !options.stop_requested()) return absl::OkStatus();
+    return core::InterruptedError("asked to stop while answering prompts");
+  };
   for (size_t i = 0; i < prompts.size(); ++i) {
+    BITSHARD_RETURN_IF_ERROR(stopped());
     BITSHARD_RETURN_IF_ERROR(
         Prefill(parameters, prompts[i], &cache, static_cast<int64_t>(i), &next[i]));
   }
@@ -136,6 +141,7 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> DecoderOf<T>::Generate(
     return has(config_.eos_token_ids) || has(options.stop_tokens);
   };
   for (int64_t index = 1; index <= options.max_new_tokens; ++index) {
+    BITSHARD_RETURN_IF_ERROR(stopped());
     MicroBatch batch{.starts = {0}};
     std::vector<int64_t> running;
     for (size_t i = 0; i < prompts.size(); ++i) {

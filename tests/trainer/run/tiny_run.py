@@ -1,4 +1,5 @@
 """A tiny real run for tests: a random Llama of two layers, a trained tokenizer, a chat dataset; and how to start it."""
+import itertools
 import json
 import os
 import pathlib
@@ -96,8 +97,9 @@ class Runner:
         assert done.returncode == expect, f"{name}: exit code {done.returncode}, want {expect}\n{done.stdout}"
         return done.stdout
 
-    def start(self, ranks: int, name: str, settings: dict | None = None, *more: str) -> subprocess.Popen:
-        return subprocess.Popen(self.command(ranks, name, settings, *more), stdout=subprocess.PIPE,
+    def start(self, ranks: int, name: str, settings: dict | None = None, *more: str,
+              verb: str = "train") -> subprocess.Popen:
+        return subprocess.Popen(self.command(ranks, name, settings, *more, verb=verb), stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True)
 
     def output(self, name: str) -> pathlib.Path:
@@ -126,6 +128,26 @@ def rank_pids(binary: str, mark: str) -> list[int]:
         except (OSError, IndexError):
             continue
     return [pid for _, pid in sorted(found)]
+
+
+def one_error(text: str, *parts: str) -> str:
+    """Our one message in what a job printed; it must hold `parts`. A message that lists several faults has a line for
+    each, indented."""
+    lines = text.splitlines()
+    at = [i for i, line in enumerate(lines) if "bitshard: error:" in line]
+    assert len(at) == 1, f"want one error message, got {len(at)}:\n{text}"
+    message = [lines[at[0]], *itertools.takewhile(lambda line: line.startswith("  "), lines[at[0] + 1:])]
+    for part in parts:
+        assert part in "\n".join(message), f"the message lacks {part!r}:\n{text}"
+    return "\n".join(message)
+
+
+def tell(pid: int, number: int) -> None:
+    """Sends a signal to a process that may have ended."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
 
 
 def wait_for(condition, seconds: float, what: str) -> None:

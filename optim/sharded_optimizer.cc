@@ -19,10 +19,12 @@ namespace {
 
 StatePages PagesOf(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
                    const ShardedOptimizerOptions& options) {
+  const bool in_file = options.name.paged && options.paging.tier == paging::Tier::kFile;
   return StatePages(layout, shards, rank,
                     {.num_states = NumStates(options.name.algorithm),
                      .bits = options.name.bits,
-                     .min_8bit_size = options.min_8bit_size});
+                     .min_8bit_size = options.min_8bit_size,
+                     .budget_bytes = in_file ? options.paging.budget_bytes : 0});
 }
 
 paging::PagingOptions PagingOf(const ShardedOptimizerOptions& options) {

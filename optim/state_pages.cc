@@ -5,17 +5,24 @@
 namespace bitshard::optim {
 namespace {
 
-// 4096 blocks of 8-bit AdamW: large enough that reading a page runs at the device's bandwidth,
-// small enough that two of them fit a small budget.
+// 4096 blocks of 8-bit AdamW: large enough that reading a page runs at the device's bandwidth.
 constexpr int64_t kPageBytes = 4096 * 520;
+// One block of two 32-bit states.
+constexpr int64_t kLeastPageBytes = 2 * core::kBlockElems * 4;
 
 int64_t Align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// One page to work on and one on its way must fit the budget.
+int64_t PageBytesFor(int64_t budget_bytes) {
+  if (budget_bytes == 0) return Align64(kPageBytes);
+  return std::clamp(budget_bytes / 2 / 64 * 64, kLeastPageBytes, Align64(kPageBytes));
+}
 
 }  // namespace
 
 StatePages::StatePages(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
                        const Options& options)
-    : options_(options), page_bytes_(Align64(kPageBytes)) {
+    : options_(options), page_bytes_(PageBytesFor(options.budget_bytes)) {
   int64_t local = 0, used = 0;
   for (const core::BlockRange run : shards.RunsOf(rank)) {
     for (int64_t block = run.begin; block < run.end;) {

@@ -33,6 +33,8 @@ class StatePages {
     int num_states = 2;
     int bits = 8;
     int64_t min_8bit_size = 4096;
+    /// Bytes that pages may take at a time; 0: no limit. Two pages fit, down to 4 KiB.
+    int64_t budget_bytes = 0;
   };
   StatePages() = default;
   StatePages(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,

@@ -1,0 +1,95 @@
+"""What a run leaves: every file and every key of its summary; none of an earlier run's results; the progress bar only
+where somebody is watching."""
+import argparse
+import json
+import os
+import pathlib
+import pty
+import subprocess
+import tempfile
+
+from tiny_run import Runner, make_material
+
+FILES = {"adapter", "answers.json", "config.yaml", "latest", "metrics.jsonl", "summary.json", "trainer_state.json"}
+RESULTS = ("summary.json", "answers.json", "trainer_state.json", "adapter")
+
+
+def check_files(runner: Runner) -> None:
+    runner.run(2, "run")
+    names = {path.name for path in runner.output("run").iterdir() if not path.name.startswith(("checkpoint-", "."))}
+    events = {name for name in names if name.startswith("events.out.tfevents.")}
+    assert len(events) == 1 and names - events == FILES, names
+    assert {path.name for path in (runner.output("run") / "adapter").iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors"}
+    summary = json.loads((runner.output("run") / "summary.json").read_text())
+    assert summary["world_size"] == 2 and summary["steps"] == 12, summary
+    assert len(summary["config_hash"]) == 16 and int(summary["config_hash"], 16) > 0, summary
+    assert [part.isdigit() for part in summary["version"].split(".")] == [True] * 3, summary
+    for key in ("heldout_loss_before", "heldout_loss_after", "tokens_per_second", "planned_peak_rss_bytes",
+                "peak_rss_bytes"):
+        assert summary[key] > 0, (key, summary)
+    assert summary["heldout_loss_after"] < summary["heldout_loss_before"] < 10, summary
+    assert 50 << 20 < summary["peak_rss_bytes"] < 2 << 30, summary
+    # What nothing ever sets would be a promise.
+    assert "interrupted" not in summary and "heldout_loss_unquantised" not in summary, summary
+    for line in runner.lines("run"):
+        assert {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "step_seconds", "phase_seconds",
+                "bytes_sent"} <= line.keys(), line
+    answers = json.loads((runner.output("run") / "answers.json").read_text())
+    assert len(answers) == 1 and answers[0].keys() == {"prompt", "before", "after"}, answers
+    print("files and summary: all there")
+
+
+def check_fresh_start(runner: Runner) -> None:
+    """A new run in a folder that holds another's results: they go before the first step. It ends early, by numbers that
+    are not finite."""
+    folder = runner.output("run")
+    (folder / "adapter" / "mine.txt").write_text("mine")
+    runner.run(2, "run", {"learning_rate": 100, "weight_decay": 100, "lr_scheduler": "constant", "warmup_steps": 0},
+               expect=7)
+    left = [name for name in RESULTS[:3] if (folder / name).exists()]
+    assert not left, f"of the earlier run: {left}"
+    assert [path.name for path in (folder / "adapter").iterdir()] == ["mine.txt"]
+    assert "learning_rate: 100" in (folder / "config.yaml").read_text()
+    print("a fresh start removes the earlier run's results")
+
+
+def check_terminal(runner: Runner) -> None:
+    """mpirun gives every rank a pseudo terminal; launch/mpirun.sh says whether its own output is one."""
+    for watched in (True, False):
+        ours, theirs = pty.openpty()
+        job = subprocess.Popen(runner.command(2, f"watched-{watched}", {"max_steps": 3}),
+                               stdout=theirs if watched else subprocess.PIPE, stderr=subprocess.STDOUT)
+        os.close(theirs)
+        printed = b""
+        while True:
+            try:
+                piece = os.read(ours, 4096) if watched else job.stdout.read()
+            except OSError:  # The last one closed it.
+                break
+            printed += piece
+            if not piece or not watched:
+                break
+        assert job.wait(60) == 0, printed
+        os.close(ours)
+        bar = b"\rstep 3/3 [====" in printed
+        assert bar == watched and (b"\x1b[K" in printed) == watched, printed
+    print("the progress bar is drawn on a terminal and nowhere else")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--binary", required=True)
+    parser.add_argument("--source", required=True)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        make_material(folder)
+        runner = Runner(args.binary, args.source, folder)
+        check_files(runner)
+        check_fresh_start(runner)
+        check_terminal(runner)
+
+
+if __name__ == "__main__":
+    main()

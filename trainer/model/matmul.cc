@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "trainer/model/gemm.h"
 
 namespace bitshard::trainer {
 namespace {
@@ -39,7 +40,13 @@ void Run(const MatMulArgs<T>& args, at::ScalarType type) {
 
 }  // namespace
 
-void MatMul(const MatMulArgs<float>& args) { Run(args, at::kFloat); }
+void MatMul(const MatMulArgs<float>& args) {
+  if (GemmTakes(args)) {
+    Gemm(args);
+  } else {
+    Run(args, at::kFloat);
+  }
+}
 void MatMul(const MatMulArgs<hwy::bfloat16_t>& args) { Run(args, at::kBFloat16); }
 
 }  // namespace bitshard::trainer

@@ -1,5 +1,5 @@
-// Matrix products, by LibTorch (MKL for float32, oneDNN for bfloat16): the only place of the model
-// that sees torch.
+// Matrix products: large float32 ones by trainer/model/gemm.h, the others by LibTorch (MKL for
+// float32, oneDNN for bfloat16). The only place of the model that sees torch.
 //
 //   MatMul({.a = x, .b = w.Transposed(), .out = y});                         // y = x w^T
 //   MatMul({.a = z, .b = b.Transposed(), .out = y, .alpha = 2, .beta = 1});  // y += 2 z b^T

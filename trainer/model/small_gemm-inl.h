@@ -40,7 +40,9 @@ HWY_INLINE void SmallGemmTile(const SmallGemmArgs& g, int64_t i, int64_t j) {
   const hn::ScalableTag<float> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   hn::Vec<decltype(d)> sum[static_cast<size_t>(kRows)][static_cast<size_t>(kVectors)];
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
     for (int s = 0; s < kVectors; ++s) {
       sum[r][s] =
           g.accumulate ? hn::LoadU(d, g.c + (i + r) * g.c_row + j + s * lanes) : hn::Zero(d);
@@ -50,13 +52,18 @@ HWY_INLINE void SmallGemmTile(const SmallGemmArgs& g, int64_t i, int64_t j) {
   const float* b = g.b + j;
   for (int64_t p = 0; p < g.k; ++p, a += g.a_column, b += g.b_row) {
     hn::Vec<decltype(d)> column[static_cast<size_t>(kVectors)];
+#pragma GCC unroll 16
     for (int s = 0; s < kVectors; ++s) column[s] = hn::LoadU(d, b + s * lanes);
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const auto x = hn::Set(d, a[r * g.a_row]);
+#pragma GCC unroll 16
       for (int s = 0; s < kVectors; ++s) sum[r][s] = hn::MulAdd(x, column[s], sum[r][s]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
     for (int s = 0; s < kVectors; ++s)
       hn::StoreU(sum[r][s], d, g.c + (i + r) * g.c_row + j + s * lanes);
   }

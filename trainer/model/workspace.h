@@ -16,7 +16,7 @@ namespace bitshard::trainer {
 
 /// Tokens whose logits exist at a time: the vocabulary is wide, and only this many rows of it are
 /// ever in memory.
-inline constexpr int64_t kLogitRows = 128;
+inline constexpr int64_t kLogitRows = 256;
 
 /// Rows of a batch are padded with zeros to a multiple of this, and rows of logits to one of
 /// kLogitRowsMultiple: oneDNN compiles and keeps a kernel for every number of rows that it meets.

@@ -296,6 +296,7 @@ absl::Status WriteSummary(const std::string& path, const RunSummary& summary) {
   json["trainable_parameters"] = summary.trainable_parameters;
   json["planned_peak_rss_bytes"] = summary.planned_peak_rss_bytes;
   json["peak_rss_bytes"] = summary.peak_rss_bytes;
+  json["planned_bytes_sent_per_step"] = summary.planned_bytes_sent_per_step;
   json["bytes_sent_per_step"] = summary.bytes_sent_per_step;
   return core::WriteFileAtomically(path, io::JsonText(json));
 }

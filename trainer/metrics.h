@@ -89,9 +89,10 @@ struct RunSummary {
   std::optional<double> heldout_loss_after;
   std::optional<double> train_loss;  ///< Of the last step.
   int64_t trainable_parameters = 0;
-  /// Of the rank that needs most.
+  /// Of the rank that needs most, and of the one that sends most.
   int64_t planned_peak_rss_bytes = 0;
   int64_t peak_rss_bytes = 0;
+  int64_t planned_bytes_sent_per_step = 0;
   int64_t bytes_sent_per_step = 0;
 };
 

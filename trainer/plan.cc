@@ -7,11 +7,16 @@
 #include "comm/gradient_reducer.h"
 #include "comm/shard_map.h"
 #include "core/status_macros.h"
+#include "trainer/answers.h"
 #include "trainer/model/decoder.h"
 #include "trainer/run_options.h"
+#include "trainer/shard_file.h"
 
 namespace bitshard::trainer {
 namespace {
+
+// A checkpoint's shard is gathered, written and hashed in chunks.
+constexpr int64_t kSavingBytes = 3 * kShardChunkBytes;
 
 // A rank sends one partial sum where its micro-batches are an aligned power-of-two run: so when
 // every rank has the same power of two of them.
@@ -26,12 +31,51 @@ int64_t NearestAlignedBatch(const Config& config, int world_size) {
   return best;
 }
 
+// oneDNN packs for bfloat16 where the processor has the instructions of AVX-512; elsewhere LibTorch
+// multiplies without.
+bool PacksBFloat16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+#else
+  return true;
+#endif
+}
+
+// Keys and values of the prompts that `rank` answers at a time (Decoder::Generate).
+int64_t AnswerBytes(const PlanInput& input, const DecoderOptions& decoder, int rank) {
+  const ModelConfig& model = *input.model;
+  const int64_t mine = (input.num_prompts - rank + input.world_size - 1) / input.world_size;
+  const int64_t together = std::clamp(mine, int64_t{0}, Answers::kPromptsAtATime);
+  const int64_t tokens = std::min(input.prompt_tokens, input.max_sample_tokens) +
+                         input.config->generate.max_new_tokens;
+  const int64_t element_bytes = decoder.compute == ActivationType::kFloat32 ? 4 : 2;
+  return 2 * model.num_hidden_layers * together * tokens * model.num_key_value_heads *
+         model.head_dim * element_bytes;
+}
+
+// What a step sends beside gradients and parameters: the partial sum of each of the rank's blocks
+// (ShardedOptimizer::GradientNorm), and the rank's flag and losses (GatherMicroBatchSums).
+int64_t OtherBytesSent(const PlanInput& input, const comm::ShardMap& shards, int rank) {
+  constexpr int64_t kRecordBytes = 24;
+  const comm::MicroBatchRange range =
+      comm::MicroBatchesOf(rank, input.world_size, input.config->batch.micro_batches_per_step());
+  return (input.world_size - 1) * (shards.NumBlocksOf(rank) * int64_t{sizeof(double)} +
+                                   (range.end - range.begin + 1) * kRecordBytes);
+}
+
 }  // namespace
 
 const RankPlan& Plan::largest() const {
   return *std::max_element(ranks.begin(), ranks.end(), [](const RankPlan& a, const RankPlan& b) {
     return a.peak_rss_bytes < b.peak_rss_bytes;
   });
+}
+
+int64_t Plan::most_bytes_sent() const {
+  int64_t most = 0;
+  for (const RankPlan& rank : ranks) most = std::max(most, rank.bytes_sent());
+  return most;
 }
 
 absl::StatusOr<Plan> MakePlan(const PlanInput& input) {
@@ -49,6 +93,7 @@ absl::StatusOr<Plan> MakePlan(const PlanInput& input) {
                                                  config.batch.micro_batches_per_step()};
 
   Plan plan;
+  plan.text_process_bytes = input.text_process_bytes;
   plan.trainable_parameters = layout.numel();
   plan.micro_batches_per_step = config.batch.micro_batches_per_step();
   for (int rank = 0; rank < input.world_size; ++rank) {
@@ -60,17 +105,20 @@ absl::StatusOr<Plan> MakePlan(const PlanInput& input) {
         {"base weights", model.base_weights},
         {"embeddings and head", model.embeddings},
         {"dequantised weights (scratch)", model.dequantized},
-        {"packed head (bf16 products)", model.packed},
+        {"packed head (bf16 products)", PacksBFloat16() ? model.packed : 0},
         {"activations", model.activations},
         {"adapter parameters", layout.padded_elems() * 4},
         {"gradient leaf", gradients.leaf_bytes},
         {"gradient partial sums", gradients.partial_bytes},
         {"gradient receive buffers", gradients.receive_bytes},
         {"optimizer state", optim::ShardedOptimizer::StateBytes(layout, shards, rank, optimizer)},
-        {"token cache (mapped)", input.cache_bytes}};
+        {"token cache (mapped)", input.cache_bytes},
+        // One after the other, when all of the above is there.
+        {"answers, or saving", std::max(AnswerBytes(input, decoder, rank), kSavingBytes)}};
     for (const PlanLine& line : one.memory) one.peak_rss_bytes += line.bytes;
     one.gradient_bytes_sent = gradients.sent_bytes_per_step;
     one.parameter_bytes_sent = optim::ShardedOptimizer::SentBytesPerStep(shards, rank);
+    one.other_bytes_sent = OtherBytesSent(input, shards, rank);
     plan.most_partials_per_rank =
         std::max(plan.most_partials_per_rank, gradients.partials_per_rank);
     plan.ranks.push_back(std::move(one));
@@ -94,11 +142,17 @@ std::string DescribePlan(const Plan& plan) {
   }
   absl::StrAppendFormat(&text, "    %-32s %14s\n", "peak resident set",
                         Megabytes(largest.peak_rss_bytes));
-  text += "  sent to other ranks, a step:\n";
+  text += "  each rank: peak resident set, and what it sends to other ranks in a step:\n";
   for (const RankPlan& rank : plan.ranks) {
-    absl::StrAppendFormat(&text, "    rank %-3d gradients %s, parameters %s\n", rank.rank,
-                          Megabytes(rank.gradient_bytes_sent),
-                          Megabytes(rank.parameter_bytes_sent));
+    absl::StrAppendFormat(&text,
+                          "    rank %-3d %s; sends %s (gradients %s, parameters %s, sums %s)\n",
+                          rank.rank, Megabytes(rank.peak_rss_bytes), Megabytes(rank.bytes_sent()),
+                          Megabytes(rank.gradient_bytes_sent), Megabytes(rank.parameter_bytes_sent),
+                          Megabytes(rank.other_bytes_sent));
+  }
+  if (plan.text_process_bytes > 0) {
+    absl::StrAppendFormat(&text, "  apart from the ranks: Python text process, %s while it ran\n",
+                          Megabytes(plan.text_process_bytes));
   }
   if (plan.most_partials_per_rank > 1) {
     absl::StrAppendFormat(

@@ -62,6 +62,8 @@ absl::Status ResetPeakMemory() {
   return absl::OkStatus();
 }
 
+void ReturnFreedMemory() { malloc_trim(0); }
+
 bool ApplyMallocPolicy() {
   const bool threshold = mallopt(M_MMAP_THRESHOLD, kMmapThresholdBytes) == 1;
   const bool trim = mallopt(M_TRIM_THRESHOLD, kMmapThresholdBytes) == 1;

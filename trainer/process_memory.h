@@ -29,6 +29,9 @@ absl::StatusOr<ProcessMemory> ParseProcessStatus(const std::string& text);
 /// Sets the peak back to what is resident now. Errors: kInternal where the kernel refuses.
 absl::Status ResetPeakMemory();
 
+/// Gives the kernel back what was freed between live blocks of the allocator.
+void ReturnFreedMemory();
+
 /// One arena, and every block from 64 KiB up by mmap, so that what is freed goes back to the kernel
 /// at once and the peak is that of the live data: without it one run's peak varies by more than a
 /// tenth. Call it in main before any other thread starts; returns false where the allocator takes

@@ -1,5 +1,6 @@
 #include "trainer/session.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <optional>
@@ -17,16 +18,12 @@
 #include "core/status_macros.h"
 #include "trainer/process_memory.h"
 #include "trainer/run_options.h"
+#include "trainer/runtime_memory.h"
 #include "trainer/signals.h"
 #include "trainer/version.h"
 
 namespace bitshard::trainer {
 namespace {
-
-// What LibTorch and Open MPI take after they have started: packing buffers of the matrix products,
-// compiled kernels, pages of their code, message buffers. Measured in the quickstart's run on two
-// ranks: 15 to 50 MB over bf16 and fp32, short and long.
-constexpr int64_t kLibraryGrowthBytes = int64_t{34} << 20;
 
 absl::Status CheckSameConfig(const Config& config, comm::Communicator* comm) {
   const std::string mine = ConfigToYaml(config);
@@ -41,6 +38,28 @@ absl::Status CheckSameConfig(const Config& config, comm::Communicator* comm) {
                  : other.status();
   }
   return comm->AgreeOnStatus(status);
+}
+
+struct PromptSizes {
+  int64_t count = 0;
+  int64_t longest_tokens = 0;
+};
+
+// Of the prompts that a run answers. They are not tokens yet: about four bytes make one, and a chat
+// template adds some tens, which is near enough for a few rows of keys and values.
+PromptSizes PromptsOf(const Session& session) {
+  constexpr int64_t kTemplateTokens = 32;
+  std::vector<std::string> prompts = session.data->held_out_prompts();
+  const auto most = static_cast<size_t>(session.config.generate.heldout_prompts);
+  if (prompts.size() > most) prompts.resize(most);
+  const std::vector<std::string>& more = session.config.generate.prompts;
+  prompts.insert(prompts.end(), more.begin(), more.end());
+  PromptSizes sizes{.count = static_cast<int64_t>(prompts.size())};
+  for (const std::string& prompt : prompts) {
+    sizes.longest_tokens =
+        std::max(sizes.longest_tokens, static_cast<int64_t>(prompt.size()) / 4 + kTemplateTokens);
+  }
+  return sizes;
 }
 
 // OMP_NUM_THREADS (launch/mpirun.sh sets it), else the node's cores shared by its ranks.
@@ -111,9 +130,6 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
     }
   }
   BITSHARD_RETURN_IF_ERROR(comm->AgreeOnStatus(status));
-  BITSHARD_ASSIGN_OR_RETURN(const ProcessMemory memory, ReadProcessMemory());
-  BITSHARD_ASSIGN_OR_RETURN(const int64_t most, comm->MaxInt64(memory.rss_bytes));
-  session->runtime_bytes = most + kLibraryGrowthBytes;
   session->console->Say(absl::StrFormat(
       "bitshard %s: %d rank%s of %d thread%s, %s, SIMD target %s", kVersion, comm->world_size(),
       comm->world_size() == 1 ? "" : "s", core::NumThreads(), core::NumThreads() == 1 ? "" : "s",
@@ -137,6 +153,12 @@ absl::Status OpenData(Session* session) {
                                                       session->console->Say("  " + text);
                                                     }},
                                                session->comm));
+  BITSHARD_ASSIGN_OR_RETURN(session->text_process_peak_bytes,
+                            session->comm->MaxInt64(session->data->text_process_peak_bytes()));
+  if (session->text_process_peak_bytes > 0) {
+    session->console->Say(absl::StrFormat("  the Python text process took %s, and is gone",
+                                          Megabytes(session->text_process_peak_bytes)));
+  }
   const DataSummary& data = session->data->summary();
   session->console->Say(absl::StrFormat(
       "data: %d samples, %d tokens (%d trained) in %d packs, %.1f%% full; %d dropped, %d "
@@ -151,17 +173,28 @@ absl::StatusOr<std::unique_ptr<Decoder>> MakeDecoder(const Session& session,
                                                      const DecoderOptions& options) {
   auto decoder = Decoder::Create(*session.source, options);
   BITSHARD_RETURN_IF_ERROR(session.comm->AgreeOnStatus(decoder.status()));
+  ReturnFreedMemory();
   return decoder;
 }
 
 absl::StatusOr<Plan> PlanOf(const Session& session, int world_size) {
+  const int64_t max_tokens = session.data->max_micro_batch_tokens();
+  const int64_t max_sample_tokens = session.data->max_sample_tokens();
+  const auto measured = MeasureRuntimeBytes(
+      session.source->config(), DecoderOptionsOf(session.config, max_tokens, max_sample_tokens));
+  BITSHARD_RETURN_IF_ERROR(session.comm->AgreeOnStatus(measured.status()));
+  BITSHARD_ASSIGN_OR_RETURN(const int64_t runtime_bytes, session.comm->MaxInt64(*measured));
+  const PromptSizes prompts = PromptsOf(session);
   return MakePlan({.config = &session.config,
                    .model = &session.source->config(),
                    .world_size = world_size,
-                   .runtime_bytes = session.runtime_bytes,
+                   .runtime_bytes = runtime_bytes,
                    .cache_bytes = session.data->cache_bytes(),
-                   .max_tokens = session.data->max_micro_batch_tokens(),
-                   .max_sample_tokens = session.data->max_sample_tokens()});
+                   .max_tokens = max_tokens,
+                   .max_sample_tokens = max_sample_tokens,
+                   .num_prompts = prompts.count,
+                   .prompt_tokens = prompts.longest_tokens,
+                   .text_process_bytes = session.text_process_peak_bytes});
 }
 
 }  // namespace bitshard::trainer

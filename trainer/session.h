@@ -26,7 +26,8 @@ struct Session {
   std::unique_ptr<Console> console;  ///< Silent but on rank 0.
   std::unique_ptr<io::WeightSource> source;
   std::unique_ptr<TrainingData> data;  ///< After OpenData.
-  int64_t runtime_bytes = 0;           ///< Resident before anything was loaded.
+  int64_t text_process_peak_bytes =
+      0;  ///< Of the Python process that made the caches; 0: none did.
 };
 
 /// Loads the configuration on every rank, makes sure that it is the same on all, sets threads and
@@ -42,7 +43,8 @@ absl::Status OpenData(Session* session);
 absl::StatusOr<std::unique_ptr<Decoder>> MakeDecoder(const Session& session,
                                                      const DecoderOptions& options);
 
-/// The plan for `world_size` ranks. Needs OpenData.
+/// The plan for `world_size` ranks. Needs OpenData; call it before the model is loaded. A
+/// collective.
 absl::StatusOr<Plan> PlanOf(const Session& session, int world_size);
 
 /// Python and the text package: the environment variables BITSHARD_PYTHON and BITSHARD_PYTHONPATH,

@@ -41,8 +41,8 @@ class CachedData : public TrainingData {
     const Config& config = *request.config;
     auto data = std::make_unique<CachedData>();
     data->batch_ = config.batch;
-    BITSHARD_ASSIGN_OR_RETURN(data->train_, Cache(request, config.data.datasets));
-    BITSHARD_ASSIGN_OR_RETURN(data->held_out_, Cache(request, config.data.test_datasets));
+    BITSHARD_ASSIGN_OR_RETURN(data->train_, data->Cache(request, config.data.datasets));
+    BITSHARD_ASSIGN_OR_RETURN(data->held_out_, data->Cache(request, config.data.test_datasets));
     for (const TokenCache* cache : {data->train_.get(), data->held_out_.get()}) {
       if (cache == nullptr || cache->vocab_size() <= request.model->vocab_size) continue;
       return core::DataError(absl::StrFormat(
@@ -65,6 +65,7 @@ class CachedData : public TrainingData {
   int64_t cache_bytes() const override {
     return train_->bytes() + (held_out_ == nullptr ? 0 : held_out_->bytes());
   }
+  int64_t text_process_peak_bytes() const override { return text_process_peak_bytes_; }
   uint64_t content_hash() const override {
     core::Hasher hasher;
     hasher.UpdateInt(static_cast<int64_t>(train_->content_hash()));
@@ -89,8 +90,8 @@ class CachedData : public TrainingData {
   }
 
  private:
-  static absl::StatusOr<std::unique_ptr<TokenCache>> Cache(
-      const DataRequest& request, const std::vector<DatasetOptions>& datasets) {
+  absl::StatusOr<std::unique_ptr<TokenCache>> Cache(const DataRequest& request,
+                                                    const std::vector<DatasetOptions>& datasets) {
     if (datasets.empty()) return std::unique_ptr<TokenCache>();
     const Config& config = *request.config;
     TokenCacheSpec spec{.python = request.python,
@@ -104,6 +105,7 @@ class CachedData : public TrainingData {
                         .train_on_inputs = config.data.train_on_inputs,
                         .on_progress = request.on_progress};
     BITSHARD_ASSIGN_OR_RETURN(PreparedCache prepared, PrepareTokenCache(spec));
+    text_process_peak_bytes_ = std::max(text_process_peak_bytes_, prepared.text_process_peak_bytes);
     return std::move(prepared.cache);
   }
 
@@ -146,6 +148,7 @@ class CachedData : public TrainingData {
   DataSummary summary_;
   int64_t total_steps_ = 0;
   int64_t max_micro_batch_tokens_ = 0;
+  int64_t text_process_peak_bytes_ = 0;
 };
 
 // Nodes with folders of their own may hold other files under the same names.

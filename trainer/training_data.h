@@ -61,6 +61,8 @@ class TrainingData {
   virtual int64_t max_sample_tokens() const = 0;
   /// Bytes of the mapped caches.
   virtual int64_t cache_bytes() const = 0;
+  /// VmHWM of the largest Python process that this process started to make them; 0: none.
+  virtual int64_t text_process_peak_bytes() const = 0;
   /// Hash over the content of the caches: the same on every rank, and after a resume.
   virtual uint64_t content_hash() const = 0;
 

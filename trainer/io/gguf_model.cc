@@ -299,9 +299,7 @@ absl::Status GgufModel::MapTensors() {
 absl::Status GgufModel::Read(const std::string& name, std::span<float> out) const {
   const WeightInfo* info = Find(name);
   BITSHARD_CHECK(info == nullptr || static_cast<int64_t>(out.size()) == info->numel()) << name;
-  BITSHARD_RETURN_IF_ERROR(ReadRows(name, 0, out));
-  file_->Release(*stored_.at(name));
-  return absl::OkStatus();
+  return ReadRows(name, 0, out);
 }
 
 absl::Status GgufModel::ReadRows(const std::string& name, int64_t row, std::span<float> out) const {
@@ -316,6 +314,7 @@ absl::Status GgufModel::ReadRows(const std::string& name, int64_t row, std::span
   const int64_t heads = PermutedHeads(config_, name);
   if (heads == 0) {
     file_->Read(tensor, row * columns, out);
+    file_->Release(tensor);
     return absl::OkStatus();
   }
   // Row j of a head's second half stands behind row j of its first half.
@@ -329,6 +328,7 @@ absl::Status GgufModel::ReadRows(const std::string& name, int64_t row, std::span
                       out.subspan(static_cast<size_t>(i * columns), static_cast<size_t>(columns)));
         }
       });
+  file_->Release(tensor);
   return absl::OkStatus();
 }
 

@@ -181,10 +181,7 @@ absl::Status HfModel::ListTensors() {
 absl::Status HfModel::Read(const std::string& name, std::span<float> out) const {
   const WeightInfo* info = Find(name);
   BITSHARD_CHECK(info == nullptr || static_cast<int64_t>(out.size()) == info->numel()) << name;
-  BITSHARD_RETURN_IF_ERROR(ReadRows(name, 0, out));
-  const Place& place = places_.at(name);
-  place.file->Release(*place.tensor);
-  return absl::OkStatus();
+  return ReadRows(name, 0, out);
 }
 
 absl::Status HfModel::ReadRows(const std::string& name, int64_t row, std::span<float> out) const {
@@ -198,6 +195,7 @@ absl::Status HfModel::ReadRows(const std::string& name, int64_t row, std::span<f
       << name << ": row " << row;
   const Place& place = places_.at(name);
   place.file->ReadFloats(*place.tensor, row * columns, out);
+  place.file->Release(*place.tensor);
   return absl::OkStatus();
 }
 

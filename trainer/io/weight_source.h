@@ -43,8 +43,8 @@ class WeightSource {
   /// nullptr when there is none of that name.
   const WeightInfo* Find(const std::string& name) const;
   /// The whole tensor, widened or dequantised to float32; rotary rows of q and k in Hugging Face's
-  /// split-half order. Pages of the file that were touched are released again. Errors: kData naming
-  /// file and tensor; out.size() must be the tensor's numel.
+  /// split-half order. Pages of the file that were touched are released again, here and in
+  /// ReadRows. Errors: kData naming file and tensor; out.size() must be the tensor's numel.
   virtual absl::Status Read(const std::string& name, std::span<float> out) const = 0;
   /// Rows [row, row + out.size() / columns) of a matrix.
   virtual absl::Status ReadRows(const std::string& name, int64_t row,

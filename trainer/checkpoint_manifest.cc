@@ -50,6 +50,7 @@ OrderedJson ManifestJson(const CheckpointManifest& manifest, const std::string& 
       {"format_version", kManifestVersion},
       {"program_version", info.program_version},
       {"step", info.step},
+      {"optimizer_step", info.optimizer_step},
       {"data_position", info.data_position},
       {"total_tokens", info.total_tokens},
       {"trained_tokens", info.trained_tokens},
@@ -163,6 +164,7 @@ absl::Status CheckCoverage(const CheckpointManifest& manifest, const std::string
 absl::Status ReadInfo(const io::JsonObject& object, CheckpointInfo* info) {
   BITSHARD_ASSIGN_OR_RETURN(info->program_version, object.GetString("program_version"));
   BITSHARD_ASSIGN_OR_RETURN(info->step, object.GetInt("step", {0, kMaxCount}));
+  BITSHARD_ASSIGN_OR_RETURN(info->optimizer_step, object.GetInt("optimizer_step", {0, info->step}));
   BITSHARD_ASSIGN_OR_RETURN(info->data_position, object.GetInt("data_position", {0, kMaxCount}));
   BITSHARD_ASSIGN_OR_RETURN(info->total_tokens, object.GetInt("total_tokens", {0, kMaxCount}));
   BITSHARD_ASSIGN_OR_RETURN(info->trained_tokens, object.GetInt("trained_tokens", {0, kMaxCount}));

@@ -20,7 +20,8 @@ inline constexpr int64_t kManifestVersion = 1;
 
 /// What a checkpoint says about its run.
 struct CheckpointInfo {
-  int64_t step = 0;              ///< Optimizer steps done.
+  int64_t step = 0;              ///< Steps done.
+  int64_t optimizer_step = 0;    ///< Of them, those that changed the parameters: not the skipped.
   int64_t data_position = 0;     ///< Packs of the data order that have been used.
   int64_t total_tokens = 0;      ///< Tokens seen since the run began.
   int64_t trained_tokens = 0;    ///< Those that counted in the loss.

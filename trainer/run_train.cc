@@ -96,7 +96,7 @@ class TrainRun {
   absl::Status MeasureBaseline();
   absl::Status OpenMetrics();
   absl::Status Train();
-  absl::Status Save(int64_t step, int64_t total_tokens);
+  absl::Status Save(const LoopResult& done);
   absl::Status Finish();
   absl::Status WriteResults(std::optional<double> held_out_after,
                             const std::vector<std::string>& answers);
@@ -120,7 +120,7 @@ class TrainRun {
   Baseline baseline_;
   int64_t first_step_ = 0;
   bool complete_ = false;  // Resumed from the last step, and its results are there.
-  int64_t total_tokens_ = 0;
+  int64_t total_tokens_ = 0, total_trained_tokens_ = 0;  // Of the steps before first_step_.
   LoopResult result_;
 };
 
@@ -297,7 +297,8 @@ absl::Status TrainRun::Resume() {
   BITSHARD_RETURN_IF_ERROR(checkpoints_->Load(*found, Sections(/*all_parameters=*/true)));
   first_step_ = found->manifest.info.step;
   total_tokens_ = found->manifest.info.total_tokens;
-  optimizer_->set_step(first_step_);
+  total_trained_tokens_ = found->manifest.info.trained_tokens;
+  optimizer_->set_step(found->manifest.info.optimizer_step);
   Say(absl::StrFormat("resuming from %s: %d of %d steps done", core::Escaped(found->path, 4096),
                       first_step_, session_->data->total_steps()));
   return absl::OkStatus();
@@ -361,10 +362,12 @@ absl::Status TrainRun::OpenMetrics() {
   return comm_->AgreeOnStatus(status);
 }
 
-absl::Status TrainRun::Save(int64_t step, int64_t total_tokens) {
-  return checkpoints_->Save({.step = step,
-                             .data_position = step * config_.batch.global_batch_size,
-                             .total_tokens = total_tokens,
+absl::Status TrainRun::Save(const LoopResult& done) {
+  return checkpoints_->Save({.step = done.step,
+                             .optimizer_step = optimizer_->step(),
+                             .data_position = done.step * config_.batch.global_batch_size,
+                             .total_tokens = done.total_tokens,
+                             .trained_tokens = done.total_trained_tokens,
                              .data_fingerprint = core::HexDigest(session_->data->content_hash()),
                              .config_hash = ConfigHash(config_),
                              .config_text = ConfigToYaml(config_),
@@ -382,10 +385,11 @@ absl::Status TrainRun::Train() {
                                  .parameters = parameters()},
                         .console = session_->console.get(),
                         .metrics = metrics_.get(),
-                        .save = [this](int64_t step, int64_t total) { return Save(step, total); },
+                        .save = [this](const LoopResult& done) { return Save(done); },
                         .first_step = first_step_,
                         .total_steps = session_->data->total_steps(),
-                        .total_tokens = total_tokens_};
+                        .total_tokens = total_tokens_,
+                        .total_trained_tokens = total_trained_tokens_};
   BITSHARD_ASSIGN_OR_RETURN(result_, RunTrainLoop(parts));
   return absl::OkStatus();
 }
@@ -426,6 +430,7 @@ absl::Status TrainRun::WriteResults(std::optional<double> held_out_after,
       .trainable_parameters = layout_.numel(),
       .planned_peak_rss_bytes = plan_.largest().peak_rss_bytes,
       .peak_rss_bytes = peak,
+      .planned_bytes_sent_per_step = plan_.most_bytes_sent(),
       .bytes_sent_per_step = sent};
   const auto write = [&]() -> absl::Status {
     BITSHARD_RETURN_IF_ERROR(

@@ -29,6 +29,7 @@ class TrainLoop {
                                   .every = config_.output.logging_steps}) {
     result_.step = parts.first_step;
     result_.total_tokens = parts.total_tokens;
+    result_.total_trained_tokens = parts.total_trained_tokens;
   }
 
   absl::StatusOr<LoopResult> Run() {
@@ -38,6 +39,7 @@ class TrainLoop {
       result_.step = step;
       result_.last_loss = done.loss;
       result_.total_tokens += done.tokens;
+      result_.total_trained_tokens += done.trained_tokens;
       result_.tokens += done.tokens;
       result_.seconds += done.seconds.total;
       result_.bytes_sent_last_step = done.bytes_sent;
@@ -103,7 +105,7 @@ class TrainLoop {
   // were.
   absl::Status Save(int64_t step) {
     if (parts_.metrics != nullptr) parts_.metrics->Sync();
-    last_save_ = parts_.save(step, result_.total_tokens);
+    last_save_ = parts_.save(result_);
     if (last_save_.ok()) return last_save_;
     if (core::KindOf(last_save_) != core::ErrorKind::kStorage) return last_save_;
     parts_.console->Warn(absl::StrCat("step ", step,

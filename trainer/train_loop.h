@@ -13,26 +13,27 @@
 
 namespace bitshard::trainer {
 
-struct LoopParts {
-  StepParts step;
-  Console* console = nullptr;
-  MetricsWriter* metrics = nullptr;  ///< Rank 0's; nullptr elsewhere.
-  /// Saves a checkpoint of the state after `step`; `total_tokens` since the run began. A
-  /// collective.
-  std::function<absl::Status(int64_t step, int64_t total_tokens)> save;
-  int64_t first_step = 0;  ///< Steps done before: 0, or the resumed checkpoint's.
-  int64_t total_steps = 0;
-  int64_t total_tokens = 0;  ///< Tokens of the steps done before.
-};
-
 struct LoopResult {
-  int64_t step = 0;  ///< The last step done.
-  int64_t total_tokens = 0;
+  int64_t step = 0;          ///< The last step done.
+  int64_t total_tokens = 0;  ///< Since the run began, over resumes; so is the next.
+  int64_t total_trained_tokens = 0;
   double seconds = 0;  ///< In steps of this process, evaluation and saving left out.
   int64_t tokens = 0;  ///< In steps of this process.
   double last_loss = 0;
   int64_t bytes_sent_last_step = 0;
   bool interrupted = false;
+};
+
+struct LoopParts {
+  StepParts step;
+  Console* console = nullptr;
+  MetricsWriter* metrics = nullptr;  ///< Rank 0's; nullptr elsewhere.
+  /// Saves a checkpoint of the state after done.step. A collective.
+  std::function<absl::Status(const LoopResult& done)> save;
+  int64_t first_step = 0;  ///< Steps done before: 0, or the resumed checkpoint's.
+  int64_t total_steps = 0;
+  int64_t total_tokens = 0;  ///< Tokens of the steps done before; so is the next.
+  int64_t total_trained_tokens = 0;
 };
 
 /// Runs steps first_step + 1 .. total_steps. A failed save is told and training goes on; it is

@@ -5,6 +5,7 @@
 
 Reads summary.json, answers.json and, where there is one, unquantised.txt (the output of `bitshard evaluate` on the
 base in full precision). Needs nothing but Python's standard library.
+Exit status 1: the held-out loss fell by less than 0.3 nats per token.
 """
 import argparse
 import json
@@ -12,6 +13,8 @@ import pathlib
 import re
 import sys
 import textwrap
+
+PROMISED_DROP = 0.3  # Nats per token that the quickstart's held-out loss falls by, at least.
 
 
 def loss_lines(summary: dict, unquantised: str) -> list[str]:
@@ -23,6 +26,16 @@ def loss_lines(summary: dict, unquantised: str) -> list[str]:
     if before is not None and after is not None:
         lines[-1] += f"   ({before - after:.4f} lower)"
     return ["held-out loss, nats per token:", *lines] if lines else []
+
+
+def kept_promise(summary: dict) -> int:
+    """0 where training lowered the held-out loss as far as it should, or where it was not measured."""
+    before, after = summary.get("heldout_loss_before"), summary.get("heldout_loss_after")
+    if before is None or after is None or before - after >= PROMISED_DROP:
+        return 0
+    print(f"show_run.py: the held-out loss fell by {before - after:.4f} nats a token, want at least {PROMISED_DROP}: "
+          "the run has not learnt what it should; see its metrics.jsonl", file=sys.stderr)
+    return 1
 
 
 def counted(number: int, what: str) -> str:
@@ -61,7 +74,7 @@ def main() -> int:
         f"peak memory of a rank {megabytes['peak_rss_bytes']:.0f} MB, planned {megabytes['planned_peak_rss_bytes']:.0f} MB",
         f"the adapter, as PEFT loads it: {run}/adapter"]
     print("\n".join(lines))
-    return 0
+    return kept_promise(summary)
 
 
 if __name__ == "__main__":

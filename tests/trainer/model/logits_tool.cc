@@ -4,12 +4,15 @@
 //   logits_tool REQUEST.json     {"model", "compute": "fp32"|"bf16", "load_in_4bit", "r", "alpha",
 //   "rslora", "targets",
 //                                 "checkpointing", "tokens": [[..], ..], "targets_from": n, "out":
-//                                 prefix, "adapter": raw float32 file or "", "threads", "window"}
+//                                 prefix, "adapter": raw float32 file or "", "threads",
+//   "adapter_folder": PEFT's, in place of r, alpha, rslora, targets and adapter, "seed": of
+//   InitAdapter where no adapter is given}
 // Writes PREFIX.logits, PREFIX.loss (nats per token), PREFIX.grads (the adapter arena),
 // PREFIX.weights (all dequantised Linear weights in order of the layers and modules), PREFIX.layout
 // (name, offset, shape a line).
 #include <cstdio>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -20,6 +23,7 @@
 #include "core/parallel.h"
 #include "core/simd.h"
 #include "core/status_macros.h"
+#include "trainer/io/peft_adapter.h"
 #include "trainer/model/adapter.h"
 #include "trainer/model/decoder.h"
 
@@ -60,6 +64,15 @@ absl::Status Run(const nlohmann::json& request) {
   options.lora.alpha = request.value("alpha", 32.0);
   options.lora.rslora = request.value("rslora", false);
   options.lora.target_modules = request.value("targets", std::vector<std::string>{"all-linear"});
+  const std::string folder = request.value("adapter_folder", "");
+  std::unique_ptr<io::PeftAdapter> peft;
+  if (!folder.empty()) {
+    BITSHARD_ASSIGN_OR_RETURN(peft, io::PeftAdapter::Open(folder));
+    options.lora = {.r = peft->settings().r,
+                    .alpha = peft->settings().alpha,
+                    .rslora = peft->settings().rslora,
+                    .target_modules = peft->settings().target_modules};
+  }
   options.activation_checkpointing = request.value("checkpointing", true);
   options.max_tokens = batch.num_tokens();
   options.max_sample_tokens = batch.num_tokens();
@@ -69,12 +82,14 @@ absl::Status Run(const nlohmann::json& request) {
   const core::FlatLayout& layout = decoder->adapter_layout();
   std::vector<float> parameters(static_cast<size_t>(layout.padded_elems()));
   const std::string adapter = request.value("adapter", "");
-  if (!adapter.empty()) {
+  if (peft != nullptr) {
+    BITSHARD_RETURN_IF_ERROR(peft->Load(layout, parameters));
+  } else if (!adapter.empty()) {
     std::ifstream(adapter, std::ios::binary)
         .read(reinterpret_cast<char*>(parameters.data()),
               static_cast<std::streamsize>(parameters.size() * sizeof(float)));
   } else if (options.lora.r > 0) {
-    decoder->InitAdapter(1, parameters);
+    decoder->InitAdapter(request.value("seed", uint64_t{1}), parameters);
   }
   std::ofstream names(out + ".layout");
   for (const core::FlatTensor& t : layout.tensors()) {

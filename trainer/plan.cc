@@ -54,14 +54,12 @@ int64_t AnswerBytes(const PlanInput& input, const DecoderOptions& decoder, int r
          model.head_dim * element_bytes;
 }
 
-// What a step sends beside gradients and parameters: the partial sum of each of the rank's blocks
-// (ShardedOptimizer::GradientNorm), and the rank's flag and losses (GatherMicroBatchSums).
-int64_t OtherBytesSent(const PlanInput& input, const comm::ShardMap& shards, int rank) {
+// The rank's flag and the losses of its micro-batches (GatherMicroBatchSums).
+int64_t LossBytesSent(const PlanInput& input, int rank) {
   constexpr int64_t kRecordBytes = 24;
   const comm::MicroBatchRange range =
       comm::MicroBatchesOf(rank, input.world_size, input.config->batch.micro_batches_per_step());
-  return (input.world_size - 1) * (shards.NumBlocksOf(rank) * int64_t{sizeof(double)} +
-                                   (range.end - range.begin + 1) * kRecordBytes);
+  return (input.world_size - 1) * (range.end - range.begin + 1) * kRecordBytes;
 }
 
 }  // namespace
@@ -118,7 +116,7 @@ absl::StatusOr<Plan> MakePlan(const PlanInput& input) {
     for (const PlanLine& line : one.memory) one.peak_rss_bytes += line.bytes;
     one.gradient_bytes_sent = gradients.sent_bytes_per_step;
     one.parameter_bytes_sent = optim::ShardedOptimizer::SentBytesPerStep(shards, rank);
-    one.other_bytes_sent = OtherBytesSent(input, shards, rank);
+    one.loss_bytes_sent = LossBytesSent(input, rank);
     plan.most_partials_per_rank =
         std::max(plan.most_partials_per_rank, gradients.partials_per_rank);
     plan.ranks.push_back(std::move(one));
@@ -145,10 +143,10 @@ std::string DescribePlan(const Plan& plan) {
   text += "  each rank: peak resident set, and what it sends to other ranks in a step:\n";
   for (const RankPlan& rank : plan.ranks) {
     absl::StrAppendFormat(&text,
-                          "    rank %-3d %s; sends %s (gradients %s, parameters %s, sums %s)\n",
+                          "    rank %-3d %s; sends %s (gradients %s, parameters %s, losses %s)\n",
                           rank.rank, Megabytes(rank.peak_rss_bytes), Megabytes(rank.bytes_sent()),
                           Megabytes(rank.gradient_bytes_sent), Megabytes(rank.parameter_bytes_sent),
-                          Megabytes(rank.other_bytes_sent));
+                          Megabytes(rank.loss_bytes_sent));
   }
   if (plan.text_process_bytes > 0) {
     absl::StrAppendFormat(&text, "  apart from the ranks: Python text process, %s while it ran\n",

@@ -46,12 +46,12 @@ struct PlanLine {
 struct RankPlan {
   int rank = 0;
   std::vector<PlanLine> memory;
-  int64_t peak_rss_bytes = 0;       ///< Sum of `memory`.
-  int64_t gradient_bytes_sent = 0;  ///< To other ranks, a step; so are the next two.
-  int64_t parameter_bytes_sent = 0;
-  int64_t other_bytes_sent = 0;  ///< Losses, token counts and the partial sums of the norm.
+  int64_t peak_rss_bytes = 0;        ///< Sum of `memory`.
+  int64_t gradient_bytes_sent = 0;   ///< To other ranks, a step; so are the next two.
+  int64_t parameter_bytes_sent = 0;  ///< And the partial sums of the gradient's norm.
+  int64_t loss_bytes_sent = 0;
   int64_t bytes_sent() const {
-    return gradient_bytes_sent + parameter_bytes_sent + other_bytes_sent;
+    return gradient_bytes_sent + parameter_bytes_sent + loss_bytes_sent;
   }
 };
 

@@ -139,6 +139,9 @@ TEST(ShardedOptimizer, GivesTheSameBitsAtAnyWorldSizeAndPaged) {
     paged.paging = {
         .tier = paging::Tier::kFile, .budget_bytes = 16 << 20, .directory = ::testing::TempDir()};
     ExpectSame(one, Train(2, paged, 0, 5, Start()), std::string("paged_") + name);
+    // Pages are cut so that two fit: here many of a few blocks each.
+    paged.paging.budget_bytes = 8 << 10;
+    ExpectSame(one, Train(2, paged, 0, 5, Start()), std::string("small pages, paged_") + name);
   }
 }
 

@@ -338,6 +338,34 @@ TEST(Checkpoint, DamageIsNamedAndTheOneBeforeIsUsed) {
   }
 }
 
+TEST(Checkpoint, AManifestCutOffAtAnyBoundaryFallsBackToTheOneBefore) {
+  const core::FlatLayout layout = TestLayout(12);
+  const TemporaryFolder folder;
+  ASSERT_EQ(SaveSteps({.directory = folder.path(), .layout = &layout, .ranks = 2, .last_step = 2}),
+            absl::OkStatus());
+  const std::string path = Checkpoint2(folder.path(), "manifest.json");
+  const std::string whole = Read(path);
+  int cuts = 0;
+  for (size_t i = 0; i < whole.size(); ++i) {
+    if (std::string("{}[],:\"\n").find(whole[i]) == std::string::npos) continue;
+    for (const size_t size : {i, i + 1}) {
+      if (size == whole.size()) continue;
+      ASSERT_EQ(truncate(path.c_str(), static_cast<off_t>(size)), 0);
+      const auto found = FindAlone(folder.path(), layout);
+      ASSERT_TRUE(found.ok()) << size << ": " << found.status();
+      EXPECT_EQ(found->manifest.info.step, 1) << size;
+      EXPECT_THAT(found->skipped, ElementsAre(HasSubstr("checkpoint-2/manifest.json"))) << size;
+      std::FILE* file = std::fopen(path.c_str(), "w");
+      ASSERT_NE(file, nullptr);
+      ASSERT_EQ(std::fwrite(whole.data(), 1, whole.size(), file), whole.size());
+      std::fclose(file);
+      ++cuts;
+    }
+  }
+  EXPECT_GT(cuts, 200);
+  EXPECT_EQ(FindAlone(folder.path(), layout)->manifest.info.step, 2);
+}
+
 TEST(Checkpoint, WhereNoneVerifiesEachIsNamed) {
   const core::FlatLayout layout = TestLayout(12);
   const TemporaryFolder folder;

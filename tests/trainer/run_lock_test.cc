@@ -6,6 +6,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <filesystem>
+#include <thread>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -61,6 +66,44 @@ TEST(RunLock, ALockGivenBackLeavesNothingToTakeOver) {
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ((*again)->taken_over_from(), "");
   EXPECT_FALSE(RunLock::Acquire(folder.path()).ok());
+}
+
+TEST(RunLock, AJobThatIsRefusedLeavesNoTrace) {
+  const TemporaryFolder folder;
+  const std::string made = folder.path() + "/runs/x";
+  { ASSERT_TRUE(RunLock::Acquire(made).ok()); }
+  EXPECT_FALSE(std::filesystem::exists(made));
+  std::filesystem::create_directories(made);
+  { ASSERT_TRUE(RunLock::Acquire(made).ok()); }
+  EXPECT_TRUE(std::filesystem::is_empty(made));
+  // A file that was there is another job's, and so is what stands beside the lock.
+  {
+    const auto lock = RunLock::Acquire(made);
+    ASSERT_TRUE(lock.ok());
+    (*lock)->Keep();
+  }
+  { ASSERT_TRUE(RunLock::Acquire(made).ok()); }
+  EXPECT_TRUE(std::filesystem::exists(made + "/.lock"));
+}
+
+// Jobs that take the lock and leave no trace of it, all at once: one at a time holds it.
+TEST(RunLock, ARemovedFileLocksNobodyIn) {
+  const TemporaryFolder folder;
+  std::atomic<int> holders = 0, taken = 0;
+  std::vector<std::thread> jobs;
+  for (int job = 0; job < 4; ++job) {
+    jobs.emplace_back([&] {
+      for (int i = 0; i < 300; ++i) {
+        const auto lock = RunLock::Acquire(folder.path());
+        if (!lock.ok()) continue;
+        EXPECT_EQ(++holders, 1);
+        ++taken;
+        --holders;
+      }
+    });
+  }
+  for (std::thread& job : jobs) job.join();
+  EXPECT_GT(taken, 4);
 }
 
 TEST(RunLock, AFolderThatCanNotBeMadeIsAFaultOfTheConfiguration) {

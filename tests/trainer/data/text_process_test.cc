@@ -176,6 +176,52 @@ TEST_F(TextProcessTest, ReportsAKilledChildWithItsLastWordsAndLeavesNothing) {
   EXPECT_EQ(CacheFiles("").size(), 1u);
 }
 
+TEST_F(TextProcessTest, NamesTheProcessThatHoldsTheLockAndDoesNotGetOn) {
+  TokenCacheSpec spec = Spec(folder_.Write("d.jsonl", kLine));
+  spec.python =
+      FakePackage("import time\nprint('{\"progress\": \"x\"}', flush=True)\ntime.sleep(600)\n");
+  spec.caller = "rank 7";
+  std::atomic<bool> has_lock = false, stop = false;
+  spec.on_progress = [&](const std::string&) { has_lock = true; };
+  spec.python.stop_requested = [&] { return stop.load(); };
+  std::thread holder([&] {
+    EXPECT_EQ(core::KindOf(PrepareTokenCache(spec).status()), core::ErrorKind::kInterrupted);
+  });
+  while (!has_lock) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  TokenCacheSpec waiter = spec;
+  waiter.lock_timeout_seconds = 0.3;
+  const absl::Status status = PrepareTokenCache(waiter).status();
+  stop = true;
+  holder.join();
+  EXPECT_EQ(core::KindOf(status), core::ErrorKind::kPeer);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr(absl::StrCat("rank 7 (process ", getpid(), " on ")),
+                    HasSubstr("has not got on for 0.3 s"), HasSubstr("comm.timeout")));
+}
+
+// The waiting process has its whole time anew with each line that the child says.
+TEST_F(TextProcessTest, WaitsAsLongAsTheCacheGetsOn) {
+  TokenCacheSpec spec = Spec(folder_.Write("d.jsonl", kLine));
+  spec.python = FakePackage(
+      "import time\n"
+      "for i in range(40):\n"
+      "  print('{\"progress\": \"x\"}', flush=True)\n"
+      "  time.sleep(0.25)\n"
+      "print('{\"error\": \"at the end\", \"exit_code\": 3}', flush=True)\n");
+  std::atomic<bool> has_lock = false;
+  spec.on_progress = [&](const std::string&) { has_lock = true; };
+  std::thread holder([&] { EXPECT_FALSE(PrepareTokenCache(spec).ok()); });
+  while (!has_lock) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  TokenCacheSpec waiter = spec;
+  waiter.python = {.interpreter = BITSHARD_PYTHON, .package_root = BITSHARD_SOURCE_DIR};
+  waiter.lock_timeout_seconds = 5;
+  const auto begin = std::chrono::steady_clock::now();
+  const absl::Status waited = PrepareTokenCache(waiter).status();
+  holder.join();
+  EXPECT_GT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(6));
+  EXPECT_TRUE(waited.ok()) << waited;
+}
+
 TEST_F(TextProcessTest, ReportsABugInThePackage) {
   TokenCacheSpec spec = Spec(folder_.Write("d.jsonl", kLine));
   spec.python = FakePackage("raise RuntimeError('oh no')\n");

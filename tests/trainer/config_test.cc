@@ -8,6 +8,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -329,6 +330,8 @@ TEST(Config, TheDocumentListsEveryKeyWithItsTypeAndDefault) {
   for (const ConfigField& field : ConfigFields()) {
     ASSERT_EQ(rows.count(field.key), 1u) << field.key << " is not in docs/config.md";
     const std::vector<std::string>& cells = rows[field.key];
+    // A table's cell holds no "|".
+    EXPECT_EQ(cells[1], absl::StrReplaceAll(field.type, {{" | ", ", "}})) << field.key;
     EXPECT_EQ(cells[2], absl::StrCat("`", field.print(defaults), "`")) << field.key;
     for (const std::string& alias : field.aliases) {
       EXPECT_THAT(cells.back(), HasSubstr("`" + alias + "`")) << field.key;

@@ -120,7 +120,7 @@ absl::Status QuantizeTensor4Bit(std::span<const float> x, Type4Bit type, int64_t
   BITSHARD_RETURN_IF_ERROR(Quantize4Bit(x, type, block_size, made.packed, made.absmax));
   if (double_quant) {
     BITSHARD_RETURN_IF_ERROR(QuantizeAbsmax(made.absmax, &made.nested));
-    made.absmax = {};
+    made.absmax = std::vector<float>();  // Assigning {} would keep its memory.
   }
   *out = std::move(made);
   return absl::OkStatus();

@@ -121,6 +121,7 @@ void DecoderOf<T>::Embed(const Pass& pass) {
     for (int32_t t = batch.starts[s]; t < batch.starts[s + 1]; ++t)
       w_.positions[t] = t - batch.starts[s];
   }
+  std::fill(w_.positions + pass.tokens(), w_.positions + pass.rows(), 0);
 }
 
 // y (+)= W x, and the adapter's part: y += scale * B (A dropout(x)).

@@ -58,7 +58,7 @@ absl::Status FrozenWeights<T>::Load(const io::WeightSource& source, const Decode
       BITSHARD_RETURN_IF_ERROR(LoadLinear(source, layer, static_cast<Module>(m)));
     }
   }
-  read_ = {};
+  read_ = std::vector<float>();  // Assigning {} would keep its memory.
   return absl::OkStatus();
 }
 

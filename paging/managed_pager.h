@@ -44,9 +44,10 @@ class ManagedPager : public StreamPager {
   absl::Status Come(std::span<const PagerMove> moves, cudaStream_t stream) override;
   std::byte* AddressOf(int64_t page, int64_t) const override { return Home(page); }
   int64_t stride_bytes() const { return StrideBytes(page_bytes()); }
-  std::byte* Home(int64_t page) const { return pages_.memory().data() + page * stride_bytes(); }
+  std::byte* Home(int64_t page) const { return first_ + page * stride_bytes(); }
 
   int device_ = 0;
+  std::byte* first_ = nullptr;  // At a multiple of kAlignBytes.
   ManagedResource managed_;
   Allocation<ManagedResource> pages_;
 };

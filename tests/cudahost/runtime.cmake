@@ -5,5 +5,5 @@ target_sources(bitshard_cudahost PRIVATE
   runtime_memory.cc runtime_pages.cc runtime_pinned.cc runtime_state.cc runtime_stream.cc)
 
 bitshard_test(cudahost_runtime_test
-  SRCS runtime_stream_test.cc
+  SRCS runtime_device_test.cc runtime_managed_test.cc runtime_memory_test.cc runtime_stream_test.cc
   DEPS bitshard_cudahost LABELS asan)

@@ -1,5 +1,6 @@
 // The pages of managed memory: where each is, what moves it, and what it cost.
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -105,10 +106,10 @@ void HostAccess(State& state, Page& page, bool write) {
 
 template <class Visit>
 void ForEachPage(State& state, ManagedRange& range, const void* p, size_t bytes, Visit&& visit) {
-  const size_t page_bytes = state.settings.managed_page_bytes;
+  const int shift = std::countr_zero(state.settings.managed_page_bytes);
   const auto first = static_cast<size_t>(static_cast<const std::byte*>(p) - range.begin);
   const size_t last = std::min(first + bytes, range.bytes) - 1;
-  for (size_t i = first / page_bytes; i <= last / page_bytes; ++i) visit(range.pages[i]);
+  for (size_t i = first >> shift; i <= last >> shift; ++i) visit(range.pages[i]);
 }
 
 }  // namespace

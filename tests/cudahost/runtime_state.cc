@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <bit>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -43,7 +44,19 @@ Settings SettingsOfEnvironment() {
   ReadVariable("CONCURRENT_MANAGED", &settings.concurrent_managed_access);
   ReadVariable("SEED", &settings.seed);
   ReadVariable("RUN_AHEAD", &settings.run_ahead_percent);
+  CheckSettings(settings);
   return settings;
+}
+
+[[noreturn]] void RefuseSettings(const char* why) {
+  std::fprintf(stderr, "cudahost: %s\n", why);
+  std::abort();
+}
+
+void CheckSettings(const Settings& settings) {
+  if (settings.managed_page_bytes < 4096 || !std::has_single_bit(settings.managed_page_bytes)) {
+    RefuseSettings("the page size of managed memory is no power of two of at least 4096");
+  }
 }
 
 std::optional<cudaError_t> ErrorNamed(const std::string& name) {
@@ -84,7 +97,7 @@ void StartAnew(State& state) {
 }
 
 State& MakeState() {
-  static State& state = *new State;
+  State& state = *new State;
   StartAnew(state);
   return state;
 }
@@ -138,11 +151,11 @@ Locked Lock() {
 Settings CurrentSettings() { return internal::Lock().state.settings; }
 
 void Configure(const Settings& settings) {
+  internal::CheckSettings(settings);
   const internal::Locked locked = internal::Lock();
   if (!locked.state.managed.empty() &&
       settings.managed_page_bytes != locked.state.settings.managed_page_bytes) {
-    std::fprintf(stderr, "cudahost: the page size changes while managed memory lives\n");
-    std::abort();
+    internal::RefuseSettings("the page size of managed memory changes while some lives");
   }
   locked.state.settings = settings;
   locked.state.random.seed(settings.seed);

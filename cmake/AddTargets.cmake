@@ -1,4 +1,4 @@
-# bitshard_library, bitshard_binary, bitshard_test, bitshard_bench: targets with the project's warnings and
+# bitshard_library, bitshard_cuda_library, bitshard_binary, bitshard_test, bitshard_bench: targets with the project's warnings and
 # floating-point rules, checked against cmake/Layers.cmake.
 # Structs are filled by designated initialisers at the call; fields left out take their default on purpose.
 set(BITSHARD_WARNINGS -Wall -Wextra -Wsign-conversion -Wno-missing-field-initializers -Werror)
@@ -35,6 +35,17 @@ function(bitshard_library name)
   if(BITSHARD_CUDA AND arg_CUDA_SRCS)
     target_sources(${target} PRIVATE ${arg_CUDA_SRCS})
     bitshard_cuda_options(${target})
+  endif()
+endfunction()
+
+# bitshard_cuda_library(<name> ...): as bitshard_library, for what needs the CUDA runtime. Made with BITSHARD_CUDA; with
+# BITSHARD_CUDAHOST its twins on the stand-in are, bitshard::<name>_host and bitshard::<name>_host_plain.
+function(bitshard_cuda_library name)
+  if(BITSHARD_CUDA)
+    bitshard_library(${name} ${ARGN})
+  endif()
+  if(BITSHARD_CUDAHOST)
+    bitshard_cudahost_twins(${name} ${ARGN})
   endif()
 endfunction()
 

@@ -167,6 +167,7 @@ void CheckStates(const Event& event) {
     CheckState(event, event.p + i);
   }
   if (!host_visible || g_kernel_hook == nullptr) return;
+  const ShimScope shim;
   g_kernel_hook(reinterpret_cast<const void*>(event.p), event.bytes, event.access != Access::kRead);
 }
 
@@ -217,8 +218,9 @@ void OnAccess(Access access, const void* pointer, size_t bytes, uintptr_t pc) {
   const bool in_region = InRegion(p);
   if (!in_region && (!InStackPool(frame) || OnSameStack(p, frame))) return;
   const Event event{access, p, bytes, pc};
-  if (!in_region) return OutsideAccess(event);
   if (!InStackPool(frame)) return HostAccess(event);
+  if (!g_kernel_code) return;
+  if (!in_region) return OutsideAccess(event);
   if (!AllInitialised(event)) CheckStates(event);
   CheckRaces(event);
 }

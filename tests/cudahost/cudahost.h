@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <tuple>
 #include <utility>
 
@@ -60,7 +61,9 @@ struct KernelCall {
   CUDAHOST_UNCHECKED void Run(std::index_sequence<kIndex...>) const {
     kernel(std::get<kIndex>(args)...);
   }
-  CUDAHOST_UNCHECKED void operator()() const { Run(std::index_sequence_for<P...>()); }
+  CUDAHOST_UNCHECKED static void RunThread(const void* call) {
+    static_cast<const KernelCall*>(call)->Run(std::index_sequence_for<P...>());
+  }
 };
 
 template <class... P, class... A>
@@ -73,7 +76,9 @@ cudaError_t LaunchKernelEx(const char* name, const cudaLaunchConfig_t* config, v
                       .grid = config->gridDim,
                       .block = config->blockDim,
                       .dynamic_shared_bytes = config->dynamicSmemBytes,
-                      .thread = KernelCall<P...>{kernel, {std::forward<A>(args)...}}});
+                      .thread = KernelCall<P...>::RunThread,
+                      .args = std::make_shared<const KernelCall<P...>>(
+                          KernelCall<P...>{kernel, {std::forward<A>(args)...}})});
 }
 
 // `Tag` is another type for each declaration in the source.

@@ -21,6 +21,8 @@ dim3 g_block_dim asm("blockDim");
 dim3 g_grid_dim asm("gridDim");
 int g_warp_size asm("warpSize") = kLanes;
 
+bool g_kernel_code = false;
+
 namespace internal {
 Scheduler g_sched;
 }
@@ -120,7 +122,10 @@ void Exited() {
 void FiberMain() {
   while (true) {
     Fiber* self = g_sched.threads[g_sched.current].fiber;
-    g_sched.grid->thread();
+    {
+      const internal::KernelScope kernel;
+      g_sched.grid->thread(g_sched.grid->args.get());
+    }
     Exited();
     if (g_sched.ready.empty()) {
       if (g_sched.num_done != g_sched.num_threads) DieOfDeadlock();
@@ -263,6 +268,7 @@ void RunGrid(const Grid& grid) {
 }
 
 int Barrier(Vote vote, bool predicate, Site site) {
+  const ShimScope shim;
   CheckBarrier(vote, site);
   internal::BarrierState& barrier = g_sched.barrier;
   const uint32_t me = g_sched.current;
@@ -288,6 +294,7 @@ int Barrier(Vote vote, bool predicate, Site site) {
 }
 
 std::byte* SharedData(SharedSlot* slot, size_t bytes) {
+  const ShimScope shim;
   if (slot->block_serial != g_sched.block_serial) {
     slot->block_serial = g_sched.block_serial;
     slot->data = SharedAllocate(bytes, slot->name);
@@ -300,6 +307,7 @@ std::byte* SharedData(SharedSlot* slot, size_t bytes) {
 }
 
 std::byte* DynamicSharedData() {
+  const ShimScope shim;
   static SharedSlot slot{.name = "dynamic shared memory"};
   return SharedData(&slot, g_sched.grid->dynamic_shared_bytes);
 }

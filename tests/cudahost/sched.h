@@ -2,8 +2,8 @@
 // of a block as fibers that switch only at barriers and warp collectives, in a random order too.
 //
 //   cudahost::SetSeed(7);
-//   cudahost::RunGrid({.name = "Scale", .grid = grid, .block = block, .thread = [&] { Scale(x);
-//   }});
+//   cudahost::RunGrid({.name = "Scale", .grid = 4, .block = 256, .thread = RunScale, .args =
+//   args});
 //
 // A barrier or collective that CUDA leaves undefined ends the process: abort(), after a report with
 // kernel, block, thread and source line on stderr.
@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 
 namespace cudahost {
@@ -33,7 +34,10 @@ struct Grid {
   dim3 grid;
   dim3 block;
   size_t dynamic_shared_bytes = 0;
-  std::function<void()> thread;  // What each thread does.
+  // What each thread does, with `args`. No std::function: the linker may take its call operator
+  // from an instrumented file, and then the checker would see it.
+  void (*thread)(const void* args) = nullptr;
+  std::shared_ptr<const void> args;
 };
 void RunGrid(const Grid& grid);
 
@@ -71,6 +75,20 @@ std::byte* SharedData(SharedSlot* slot, size_t bytes);
 std::byte* DynamicSharedData();
 
 // --- for the checker and reports ---
+
+// Whether a kernel's own code runs, and not what it has called of the stand-in: that may contain
+// inline functions which the linker takes from instrumented files.
+extern bool g_kernel_code;
+class ShimScope {
+ public:
+  ShimScope() : before_(g_kernel_code) { g_kernel_code = false; }
+  ~ShimScope() { g_kernel_code = before_; }
+  ShimScope(const ShimScope&) = delete;
+  ShimScope& operator=(const ShimScope&) = delete;
+
+ private:
+  bool before_;
+};
 
 // "kernel Scale, block (1,0,0), thread (33,0,0)"
 std::string DescribeThread(uint64_t block, uint32_t thread);

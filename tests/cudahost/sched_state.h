@@ -64,6 +64,15 @@ struct Scheduler {
 };
 extern Scheduler g_sched;
 
+// Round a thread's kernel code.
+class KernelScope {
+ public:
+  KernelScope() { g_kernel_code = true; }
+  ~KernelScope() { g_kernel_code = false; }
+  KernelScope(const KernelScope&) = delete;
+  KernelScope& operator=(const KernelScope&) = delete;
+};
+
 // Waits until another thread has made this one ready.
 void Wait(State state, const Site& site);
 inline void MakeReady(uint32_t thread) {

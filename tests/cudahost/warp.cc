@@ -75,19 +75,21 @@ void CheckCall(const WarpCall& call, const Warp& warp) {
   });
 }
 
-// The collective that this lane joins; a new one when it is the first.
+// The collective that this lane joins; a new one when it is the first. A lane that waits elsewhere
+// is an error only when it waits for this one, which waits for it: parts of a warp may be apart.
 size_t Join(const WarpCall& call, Warp* warp) {
+  size_t joined = warp->pending.size();
   for (size_t i = 0; i < warp->pending.size(); ++i) {
     const Pending& other = warp->pending[i];
-    if ((other.mask & call.mask) == 0) continue;
     if (other.mask == call.mask && other.op == call.op &&
         internal::SameSite(other.site, call.site)) {
-      return i;
+      joined = i;
+    } else if (Names(other.mask, g_sched.current % kLanes) && (other.arrived & call.mask) != 0) {
+      DieOfDifferentCalls(call, other);
     }
-    DieOfDifferentCalls(call, other);
   }
-  warp->pending.push_back({call.op, call.mask, 0, call.site});
-  return warp->pending.size() - 1;
+  if (joined == warp->pending.size()) warp->pending.push_back({call.op, call.mask, 0, call.site});
+  return joined;
 }
 
 // The lane that a shuffle reads, as PTX's shfl.sync defines it: its own where the source would lie
@@ -151,6 +153,7 @@ void Complete(const WarpCall& call, uint32_t warp) {
 }  // namespace
 
 uint64_t WarpCollective(const WarpCall& call) {
+  const ShimScope shim;
   const uint32_t me = g_sched.current;
   Warp& warp = g_sched.warps[me / kLanes];
   CheckCall(call, warp);

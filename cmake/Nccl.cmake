@@ -1,5 +1,6 @@
 # bitshard_nccl_headers: nccl.h, from the toolkit, a system package, or the wheel nvidia-nccl-cu13. bitshard_nccl: the
 # library too, of which the wheel has libnccl.so.2 without libnccl.so.
+include_guard(GLOBAL)
 find_path(BITSHARD_NCCL_INCLUDE nccl.h
   HINTS /usr/local/cuda/include PATHS ${BITSHARD_PYTHON_PURELIB}/nvidia/nccl/include)
 if(NOT BITSHARD_NCCL_INCLUDE)

@@ -2,7 +2,7 @@
 
 #include <unistd.h>
 
-#include <chrono>
+#include <mutex>
 
 namespace cudahost {
 namespace {
@@ -267,6 +267,27 @@ void SurvivorsRevokeAndShrink(const NcclRank& rank) {
 }
 
 }  // namespace
+
+namespace {
+
+std::mutex arrays_mutex;
+std::vector<void*> arrays;
+
+}  // namespace
+
+void* AllocateForArray(size_t bytes) {
+  void* data = nullptr;
+  EXPECT_EQ(cudaMalloc(&data, bytes), cudaSuccess);
+  const std::lock_guard lock(arrays_mutex);
+  arrays.push_back(data);
+  return data;
+}
+
+void FreeDeviceArrays() {
+  const std::lock_guard lock(arrays_mutex);
+  for (void* data : arrays) (void)cudaFree(data);
+  arrays.clear();
+}
 
 cudaError_t TestStream::Wait() const {
   cudaError_t result = cudaStreamQuery(stream_);

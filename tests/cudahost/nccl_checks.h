@@ -48,21 +48,23 @@ class TestStream {
   cudaStream_t stream_ = nullptr;
 };
 
+// Frees what DeviceArrays have allocated: when no rank of this process has a collective under way,
+// for cudaFree waits for the whole device.
+void FreeDeviceArrays();
+void* AllocateForArray(size_t bytes);
+
 // Device memory with what was copied there.
 template <class T>
 class DeviceArray {
  public:
   explicit DeviceArray(const std::vector<T>& values) : size_(values.size()) {
-    void* data = nullptr;
-    EXPECT_EQ(cudaMalloc(&data, size_ * sizeof(T) + 1), cudaSuccess);
-    data_ = static_cast<T*>(data);
+    data_ = static_cast<T*>(AllocateForArray(size_ * sizeof(T) + 1));
     const TestStream stream;
     EXPECT_EQ(
         cudaMemcpyAsync(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice, stream),
         cudaSuccess);
     EXPECT_EQ(stream.Wait(), cudaSuccess);
   }
-  ~DeviceArray() { (void)cudaFree(data_); }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
 

@@ -58,11 +58,11 @@ std::shared_ptr<Comm> Comm::Shrink(const std::shared_ptr<Comm>& parent,
   args.device = parent->device_;
   {
     const std::lock_guard lock(parent->mutex_);
-    args.name += "-k" + std::to_string(++parent->num_shrinks_);
+    args.name.append("-k").append(std::to_string(++parent->num_shrinks_));
   }
   for (int r = 0; r < parent->num_ranks_; ++r) {
     if (std::find(excluded.begin(), excluded.end(), r) != excluded.end()) {
-      args.name += "-" + std::to_string(r);
+      args.name.append("-").append(std::to_string(r));
       continue;
     }
     if (r == parent->rank_) args.rank = args.num_ranks;

@@ -30,6 +30,7 @@ void RunThreads(int size, const std::function<void(const NcclRank&)>& body) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+  FreeDeviceArrays();
 }
 
 class NcclStandIn : public testing::Test {
@@ -263,6 +264,7 @@ TEST_F(NcclStandIn, InitAllMakesACliqueInOneThread) {
   EXPECT_EQ(a.Read()[0], 3);
   EXPECT_EQ(b.Read()[0], 3);
   for (ncclComm_t comm : comms) Ok(ncclCommAbort(comm));
+  FreeDeviceArrays();
 }
 
 TEST_F(NcclStandIn, RegistrationAndIdentity) {

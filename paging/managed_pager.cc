@@ -2,7 +2,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
 #include <vector>
 
 #include "core/cuda_status.h"
@@ -55,17 +54,14 @@ absl::StatusOr<std::unique_ptr<DevicePagedBuffer>> ManagedPager::Create(int64_t 
 
 absl::Status ManagedPager::Allocate() {
   BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaGetDevice(&device_)));
-  // The runtime promises no more than 256 bytes of alignment.
-  BITSHARD_ASSIGN_OR_RETURN(
-      pages_, Allocation<ManagedResource>::Create(&managed_, host_bytes() + kAlignBytes, "pages"));
-  const int64_t over =
-      static_cast<int64_t>(reinterpret_cast<uintptr_t>(pages_.memory().data()) % kAlignBytes);
-  first_ = pages_.memory().data() + (kAlignBytes - over) % kAlignBytes;
+  BITSHARD_ASSIGN_OR_RETURN(pages_,
+                            Allocation<ManagedResource>::Create(&managed_, host_bytes(), "pages"));
+  void* const all = pages_.memory().data();
   const size_t bytes = static_cast<size_t>(host_bytes());
-  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
-      cudaMemAdvise(first_, bytes, cudaMemAdviseSetPreferredLocation, Host())));
-  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
-      cudaMemAdvise(first_, bytes, cudaMemAdviseSetAccessedBy, Device(device_))));
+  BITSHARD_RETURN_IF_ERROR(
+      BITSHARD_CUDA_STATUS(cudaMemAdvise(all, bytes, cudaMemAdviseSetPreferredLocation, Host())));
+  BITSHARD_RETURN_IF_ERROR(
+      BITSHARD_CUDA_STATUS(cudaMemAdvise(all, bytes, cudaMemAdviseSetAccessedBy, Device(device_))));
   return Open();
 }
 

@@ -20,8 +20,9 @@ namespace bitshard::paging {
 
 class ManagedPager : public StreamPager {
  public:
-  /// Pages start at multiples of it: 64 KiB, the largest page of any host that the driver supports,
-  /// so that prefetching or discarding a page never touches its neighbour.
+  /// Pages lie at multiples of it: 64 KiB, the largest page of any host that the driver supports,
+  /// so that no two share a page of the system and move each other. (The driver puts ranges of 2
+  /// MiB and more at multiples of 2 MiB.)
   static constexpr int64_t kAlignBytes = int64_t{64} << 10;
   static int64_t StrideBytes(int64_t page_bytes) {
     return (page_bytes + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
@@ -44,10 +45,9 @@ class ManagedPager : public StreamPager {
   absl::Status Come(std::span<const PagerMove> moves, cudaStream_t stream) override;
   std::byte* AddressOf(int64_t page, int64_t) const override { return Home(page); }
   int64_t stride_bytes() const { return StrideBytes(page_bytes()); }
-  std::byte* Home(int64_t page) const { return first_ + page * stride_bytes(); }
+  std::byte* Home(int64_t page) const { return pages_.memory().data() + page * stride_bytes(); }
 
   int device_ = 0;
-  std::byte* first_ = nullptr;  // At a multiple of kAlignBytes.
   ManagedResource managed_;
   Allocation<ManagedResource> pages_;
 };

@@ -33,6 +33,17 @@ void ReadVariable(const char* suffix, Integer* value) {
   *value = static_cast<Integer>(number);
 }
 
+[[noreturn]] void RefuseSettings(const char* why) {
+  std::fprintf(stderr, "cudahost: %s\n", why);
+  std::abort();
+}
+
+void CheckSettings(const Settings& settings) {
+  if (settings.managed_page_bytes < 4096 || !std::has_single_bit(settings.managed_page_bytes)) {
+    RefuseSettings("the page size of managed memory is no power of two of at least 4096");
+  }
+}
+
 Settings SettingsOfEnvironment() {
   Settings settings;
   ReadVariable("DEVICES", &settings.devices);
@@ -46,17 +57,6 @@ Settings SettingsOfEnvironment() {
   ReadVariable("RUN_AHEAD", &settings.run_ahead_percent);
   CheckSettings(settings);
   return settings;
-}
-
-[[noreturn]] void RefuseSettings(const char* why) {
-  std::fprintf(stderr, "cudahost: %s\n", why);
-  std::abort();
-}
-
-void CheckSettings(const Settings& settings) {
-  if (settings.managed_page_bytes < 4096 || !std::has_single_bit(settings.managed_page_bytes)) {
-    RefuseSettings("the page size of managed memory is no power of two of at least 4096");
-  }
 }
 
 std::optional<cudaError_t> ErrorNamed(const std::string& name) {

@@ -30,6 +30,11 @@ inline bool IsQuadAligned(DType type, const void* data) {
          0;
 }
 
+/// How many of a quad's elements there are where `left` are left: 0 to 4.
+BITSHARD_HD int QuadCount(int64_t left) {
+  return left < 0 ? 0 : (left < kQuadElems ? static_cast<int>(left) : kQuadElems);
+}
+
 BITSHARD_HD float FloatFrom16(DType type, uint32_t bits) {
   return type == DType::kBFloat16 ? FloatFromBf16(static_cast<uint16_t>(bits))
                                   : FloatFromFp16(static_cast<uint16_t>(bits));

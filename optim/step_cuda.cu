@@ -32,6 +32,10 @@ constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kQuads = 2;
+// Two CTAs on a multiprocessor allow 128 registers a thread: the 64 values of a lane's quads and
+// what is around them fit without spills, and the 16 warps have more than 40 KB of loads on their
+// way.
+constexpr int kMinCtas = 2;
 constexpr int64_t kBlock = core::kBlockElems;
 static_assert(kBlock == kWarp * kQuads * core::kQuadElems);
 // Enough for the 2048 threads that a multiprocessor can hold.
@@ -70,46 +74,44 @@ struct Block {
   const TableRun* run;
   int64_t index;  // In the run.
   int64_t begin;  // Its first element in the run.
+  int elems;      // 256 but in a run's last block.
+  bool whole;     // 256 elements in arrays that quads can be loaded from.
   int lane;
-  int count[kQuads];  // Elements of each of this lane's quads.
   uint64_t rounding_key;
 
-  __device__ int64_t QuadBegin(int k) const {
-    return begin + core::kQuadElems * (lane + kWarp * k);
-  }
+  __device__ int QuadOffset(int k) const { return core::kQuadElems * (lane + kWarp * k); }
+  __device__ int64_t QuadBegin(int k) const { return begin + QuadOffset(k); }
+  // Elements of this lane's k-th quad that there are.
+  __device__ int Count(int k) const { return core::QuadCount(elems - QuadOffset(k)); }
 };
 
-template <bool kWhole>
 __device__ Quad Load(DType type, const void* data, const Block& block, int k) {
-  if constexpr (kWhole) return core::LoadQuad(type, data, block.QuadBegin(k));
-  return core::LoadPart(type, data, block.QuadBegin(k), block.count[k]);
+  if (block.whole) return core::LoadQuad(type, data, block.QuadBegin(k));
+  return core::LoadPart(type, data, block.QuadBegin(k), block.Count(k));
 }
 
-template <bool kWhole>
 __device__ void Store(DType type, void* data, const Block& block, int k, const Quad& q) {
-  if constexpr (kWhole) {
+  if (block.whole) {
     core::StoreQuad(type, data, block.QuadBegin(k), q);
   } else {
-    core::StorePart(type, data, block.QuadBegin(k), q, block.count[k]);
+    core::StorePart(type, data, block.QuadBegin(k), q, block.Count(k));
   }
 }
 
-template <bool kWhole>
 __device__ uint32_t LoadCodes(const uint8_t* codes, const Block& block, int k) {
   const uint8_t* from = codes + block.QuadBegin(k);
-  if constexpr (kWhole) return *reinterpret_cast<const uint32_t*>(from);
+  if (block.whole) return *reinterpret_cast<const uint32_t*>(from);
   uint32_t packed = 0;
-  for (int j = 0; j < block.count[k]; ++j) packed |= static_cast<uint32_t>(from[j]) << (8 * j);
+  for (int j = 0; j < block.Count(k); ++j) packed |= static_cast<uint32_t>(from[j]) << (8 * j);
   return packed;
 }
 
-template <bool kWhole>
 __device__ void StoreCodes(uint8_t* codes, const Block& block, int k, uint32_t packed) {
   uint8_t* to = codes + block.QuadBegin(k);
-  if constexpr (kWhole) {
+  if (block.whole) {
     *reinterpret_cast<uint32_t*>(to) = packed;
   } else {
-    for (int j = 0; j < block.count[k]; ++j) to[j] = static_cast<uint8_t>(packed >> (8 * j));
+    for (int j = 0; j < block.Count(k); ++j) to[j] = static_cast<uint8_t>(packed >> (8 * j));
   }
 }
 
@@ -121,18 +123,16 @@ struct State {
   float* absmax;
   float* values;
 
-  template <bool kWhole>
   __device__ void Load(const Block& block, Quad (&s)[kQuads]) const {
     if (codes == nullptr) {
       BITSHARD_UNROLL
-      for (int k = 0; k < kQuads; ++k)
-        s[k] = optim::Load<kWhole>(DType::kFloat32, values, block, k);
+      for (int k = 0; k < kQuads; ++k) s[k] = optim::Load(DType::kFloat32, values, block, k);
       return;
     }
     const float scale = absmax[block.index];
     BITSHARD_UNROLL
     for (int k = 0; k < kQuads; ++k) {
-      const uint32_t packed = LoadCodes<kWhole>(codes, block, k);
+      const uint32_t packed = LoadCodes(codes, block, k);
       BITSHARD_UNROLL
       for (int j = 0; j < core::kQuadElems; ++j) {
         s[k].at[j] = codec.Decode(static_cast<uint8_t>(packed >> (8 * j))) * scale;
@@ -140,15 +140,14 @@ struct State {
     }
   }
 
-  template <bool kWhole>
   __device__ void Store(const Block& block, const Quad (&s)[kQuads]) const {
     if (codes == nullptr) {
       BITSHARD_UNROLL
-      for (int k = 0; k < kQuads; ++k)
-        optim::Store<kWhole>(DType::kFloat32, values, block, k, s[k]);
+      for (int k = 0; k < kQuads; ++k) optim::Store(DType::kFloat32, values, block, k, s[k]);
       return;
     }
     const quant::BlockScale scale = Scale(block, s);
+    __syncwarp();  // Shuffles order no memory: all lanes have read the old one.
     if (block.lane == 0) absmax[block.index] = scale.absmax;
     BITSHARD_UNROLL
     for (int k = 0; k < kQuads; ++k) {
@@ -160,7 +159,7 @@ struct State {
                                   : quant::DynamicCodec<kSigned>::kZeroCode;
         packed |= code << (8 * j);
       }
-      StoreCodes<kWhole>(codes, block, k, packed);
+      StoreCodes(codes, block, k, packed);
     }
   }
 
@@ -171,7 +170,7 @@ struct State {
     for (int k = 0; k < kQuads; ++k) {
       BITSHARD_UNROLL
       for (int j = 0; j < core::kQuadElems; ++j) {
-        if (j < block.count[k]) max_bits = quant::MaxAbsBits(max_bits, s[k].at[j]);
+        if (j < block.Count(k)) max_bits = quant::MaxAbsBits(max_bits, s[k].at[j]);
       }
     }
     for (int offset = kWarp / 2; offset > 0; offset /= 2) {
@@ -182,10 +181,9 @@ struct State {
   }
 };
 
-template <bool kWhole>
 __device__ void StoreParameter(const LaunchShape& shape, const Block& block, int k, Quad p) {
   const StepRun& run = block.run->run;
-  if (run.master != nullptr) Store<kWhole>(DType::kFloat32, run.master, block, k, p);
+  if (run.master != nullptr) Store(DType::kFloat32, run.master, block, k, p);
   if (shape.rounding == Rounding::kStochastic) {
     const core::Philox4 random =
         RoundingWords(block.rounding_key, (run.first_elem + block.QuadBegin(k)) / core::kQuadElems);
@@ -195,10 +193,10 @@ __device__ void StoreParameter(const LaunchShape& shape, const Block& block, int
       p.at[j] = core::FloatFromBf16(core::Bf16FromFloatStochastic(p.at[j], random.word[j]));
     }
   }
-  Store<kWhole>(shape.parameter_type, run.parameter, block, k, p);
+  Store(shape.parameter_type, run.parameter, block, k, p);
 }
 
-template <class Rule, bool kWhole>
+template <class Rule>
 __device__ void StepBlock(const ElementHyper<Rule>& hyper, const LaunchShape& shape,
                           const CodecTables& tables, const Block& block) {
   const StepRun& run = block.run->run;
@@ -210,21 +208,21 @@ __device__ void StepBlock(const ElementHyper<Rule>& hyper, const LaunchShape& sh
   Quad g[kQuads], p[kQuads], s1[kQuads], s2[kQuads];
   BITSHARD_UNROLL
   for (int k = 0; k < kQuads; ++k) {
-    g[k] = Load<kWhole>(shape.gradient_type, run.gradient, block, k);
-    p[k] = Load<kWhole>(from_type, from, block, k);
+    g[k] = Load(shape.gradient_type, run.gradient, block, k);
+    p[k] = Load(from_type, from, block, k);
   }
-  first.template Load<kWhole>(block, s1);
-  if constexpr (Rule::kNumStates == 2) second.template Load<kWhole>(block, s2);
+  first.Load(block, s1);
+  if constexpr (Rule::kNumStates == 2) second.Load(block, s2);
   BITSHARD_UNROLL
   for (int k = 0; k < kQuads; ++k) {
     BITSHARD_UNROLL
     for (int j = 0; j < core::kQuadElems; ++j) {
       p[k].at[j] = StepElement<Rule>(hyper, g[k].at[j], p[k].at[j], &s1[k].at[j], &s2[k].at[j]);
     }
-    StoreParameter<kWhole>(shape, block, k, p[k]);
+    StoreParameter(shape, block, k, p[k]);
   }
-  first.template Store<kWhole>(block, s1);
-  if constexpr (Rule::kNumStates == 2) second.template Store<kWhole>(block, s2);
+  first.Store(block, s1);
+  if constexpr (Rule::kNumStates == 2) second.Store(block, s2);
 }
 
 template <class Rule>
@@ -251,7 +249,7 @@ __device__ const TableRun* FindRun(const LaunchShape& shape, int64_t block) {
 }
 
 template <class Rule>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinCtas)
     StepKernel(ElementHyper<Rule> hyper, LaunchShape shape) {
   BITSHARD_SHARED(CodecTables, tables);
   LoadTables<Rule>(*shape.tables, &tables);
@@ -271,16 +269,10 @@ __global__ void __launch_bounds__(kThreads)
     }
     block.index = b - block.run->first_block;
     block.begin = block.index * kBlock;
-    for (int k = 0; k < kQuads; ++k) {
-      const int64_t left = block.run->run.elems - block.QuadBegin(k);
-      block.count[k] =
-          static_cast<int>(left < 0 ? 0 : (left > core::kQuadElems ? core::kQuadElems : left));
-    }
-    if (block.run->aligned != 0 && block.begin + kBlock <= block.run->run.elems) {
-      StepBlock<Rule, true>(hyper, shape, tables, block);
-    } else {
-      StepBlock<Rule, false>(hyper, shape, tables, block);
-    }
+    const int64_t left = block.run->run.elems - block.begin;
+    block.elems = static_cast<int>(left < kBlock ? left : kBlock);
+    block.whole = block.run->aligned != 0 && left >= kBlock;
+    StepBlock<Rule>(hyper, shape, tables, block);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,8 @@ struct PagerCase {
   bool one_copy = false;      ///< A page moves: one that was only read has to go back too.
   std::function<std::unique_ptr<PagerUnderTest>(int64_t num_pages)> make;
 };
+
+inline void PrintTo(const PagerCase& c, std::ostream* out) { *out << c.name; }
 
 class PagerConformance : public testing::TestWithParam<PagerCase> {
  protected:

@@ -26,11 +26,11 @@ target_link_libraries(bitshard_boost_context INTERFACE ${BITSHARD_BOOST_CONTEXT_
 
 # g++ inserts a call at each access; tests/cudahost/check_callbacks.cc is what is called, so the sanitizer's own
 # runtime is not linked. One sanitizer excludes the other: with BITSHARD_SANITIZE both twins are plain.
-# -O1 keeps the lines of the source apart.
+# -gdwarf-4: Debian 12's addr2line names the wrapper instead of the .cu file for DWARF 5.
 if(BITSHARD_SANITIZE)
-  set(BITSHARD_CHECKED_FLAGS -g1)
+  set(BITSHARD_CHECKED_FLAGS -g1 -gdwarf-4)
 else()
-  set(BITSHARD_CHECKED_FLAGS -O2 -g1 -fsanitize=thread --param=tsan-instrument-func-entry-exit=0)
+  set(BITSHARD_CHECKED_FLAGS -O2 -g1 -gdwarf-4 -fsanitize=thread --param=tsan-instrument-func-entry-exit=0)
 endif()
 
 # bitshard_cudahost_sources(<variable> <file>...): .cc files as they are, each .cu in a wrapper that includes the shim
@@ -77,5 +77,5 @@ function(bitshard_cudahost_twins name)
     target_link_libraries(${target} PUBLIC ${deps} bitshard_cuda_headers)
   endforeach()
   target_compile_options(bitshard_${name}_host PRIVATE ${BITSHARD_CHECKED_FLAGS})
-  target_compile_options(bitshard_${name}_host_plain PRIVATE -g1)
+  target_compile_options(bitshard_${name}_host_plain PRIVATE -g1 -gdwarf-4)
 endfunction()

@@ -72,8 +72,9 @@ __global__ void BadWidth(Buffers b) {
 
 // --- memory ---
 
+// n is one less than there are threads.
 __global__ void ReadPastEnd(Buffers b) {
-  if (int64_t{Index()} <= b.n) b.words[0] = b.in[Index()] > 2 ? 1u : 0u;  // HERE
+  if (int64_t{Index()} <= b.n) b.out[Index()] = b.in[Index()];  // HERE
 }
 
 __global__ void WritePastEnd(Buffers b) {
@@ -199,5 +200,7 @@ absl::Status LaunchFault(std::string_view name, const Shape& shape, const Buffer
   }
   return absl::NotFoundError("no kernel " + std::string(name));
 }
+
+float ReadOnHost(const float* p) { return *p; }  // HERE
 
 }  // namespace cudahost::selftest

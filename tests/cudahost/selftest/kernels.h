@@ -32,6 +32,9 @@ absl::Status LaunchPrimitive(std::string_view name, const Shape& shape, const Bu
 absl::Status LaunchFault(std::string_view name, const Shape& shape, const Buffers& buffers,
                          cudaStream_t stream);
 
+// Host code of an instrumented file: what it may do with pinned memory, and not with device memory.
+float ReadOnHost(const float* p);
+
 }  // namespace cudahost::selftest
 
 #endif  // BITSHARD_TESTS_CUDAHOST_SELFTEST_KERNELS_H_

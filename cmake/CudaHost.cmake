@@ -30,7 +30,8 @@ target_link_libraries(bitshard_boost_context INTERFACE ${BITSHARD_BOOST_CONTEXT_
 if(BITSHARD_SANITIZE)
   set(BITSHARD_CHECKED_FLAGS -g1 -gdwarf-4)
 else()
-  set(BITSHARD_CHECKED_FLAGS -O2 -g1 -gdwarf-4 -fsanitize=thread --param=tsan-instrument-func-entry-exit=0)
+  set(BITSHARD_CHECKED_FLAGS -O2 -g1 -gdwarf-4 -fno-optimize-sibling-calls -fsanitize=thread
+      --param=tsan-instrument-func-entry-exit=0)
 endif()
 
 # bitshard_cudahost_sources(<variable> <file>...): .cc files as they are, each .cu in a wrapper that includes the shim

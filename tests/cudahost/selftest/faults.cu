@@ -94,7 +94,7 @@ __global__ void UninitialisedDevice(Buffers b) { b.out[Index()] = b.in[Index()];
 
 __global__ void NoBarrierAfterLoad(Buffers b) {
   BITSHARD_SHARED(Tile, table);
-  table.at[threadIdx.x] = b.in[Index()];         // THERE
+  table.at[threadIdx.x] = b.in[Index()];
   b.out[Index()] = table.at[255 - threadIdx.x];  // HERE
 }
 
@@ -124,11 +124,12 @@ __global__ void TwoThreadsOneWord(Buffers b) { b.words[Index() / 2] = 1; }  // H
 __global__ void BlocksReadAndWrite(Buffers b) {
   const float x = b.out[0];            // THERE
   if (Index() == 0) b.out[0] = x + 1;  // HERE
+  b.words[Index()] = static_cast<uint32_t>(x);
 }
 
 __global__ void BytesOfOneWord(Buffers b) {
-  b.bytes[Index()] = 1;                                               // THERE
-  if (threadIdx.x == 9) reinterpret_cast<uint32_t*>(b.bytes)[1] = 5;  // HERE
+  b.bytes[Index()] = 1;                                           // THERE
+  if (Index() == 9) reinterpret_cast<uint32_t*>(b.bytes)[1] = 5;  // HERE
 }
 
 __global__ void NoSyncwarp(Buffers b) {

@@ -48,10 +48,11 @@ Settings CurrentSettings();
 void Configure(const Settings& settings);  // Starts the random order anew.
 void SetDeviceBytes(size_t bytes);
 void SetPinnedBytes(size_t bytes);
+// The order between streams; that of blocks and threads within a kernel is SetSeed's (sched.h).
 void SetStreamSeed(uint64_t seed);
 
-// The nth call from now (1: the next one) of a function of the runtime, or launch of an operation of
-// that name (StreamOp::what, or its first word), does nothing but return `error`. In a child
+// The nth call from now (1: the next one) of a function of the runtime, or launch of an operation
+// of that name (StreamOp::what, or its first word), does nothing but return `error`. In a child
 // process: BITSHARD_CUDAHOST_FAIL=cudaMalloc:3:cudaErrorMemoryAllocation,cudaMemcpyAsync:1:700
 void FailCall(const std::string& name, int64_t nth, cudaError_t error);
 // The nth operation from now with that name is not run; its stream's error is sticky and seen by

@@ -5,11 +5,13 @@
 #include <string>
 #include <thread>
 
+#include "tests/cudahost/heap.h"
 #include "tests/cudahost/runtime_test.h"
 
 namespace cudahost {
 namespace {
 
+using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -199,6 +201,8 @@ TEST_F(RuntimeDevice, ListsWhatLives) {
   cudaEvent_t event = NewEvent();
   EXPECT_THAT(LiveObjects(), ElementsAre(HasSubstr("cudaMalloc #1, 24 bytes"),
                                          HasSubstr("stream #"), HasSubstr("event #")));
+  HeapSetName(static_cast<std::byte*>(p), "moments");
+  EXPECT_THAT(LiveObjects(), Contains(HasSubstr("moments, 24 bytes, by cudaMalloc")));
   ASSERT_EQ(cudaFree(p), cudaSuccess);
   ASSERT_EQ(cudaStreamDestroy(stream), cudaSuccess);
   ASSERT_EQ(cudaEventDestroy(event), cudaSuccess);

@@ -158,6 +158,19 @@ TEST_F(RuntimeManaged, ReadMostlyPagesAreCopiedUntilWritten) {
   EXPECT_THAT(Counts(), ElementsAre(2, 1, 0, 0));
 }
 
+// A copy leaves pages where they are; those that are nowhere come to be on the copy's side.
+TEST_F(RuntimeManaged, CopiesMoveNoPages) {
+  std::byte* p = Managed(2 * kPage);
+  int* device = DeviceInts(1);
+  ASSERT_EQ(cudaMemsetAsync(device, 0, 4, stream_), cudaSuccess);
+  ASSERT_EQ(cudaMemcpyAsync(p, device, 4, cudaMemcpyDeviceToDevice, stream_), cudaSuccess);
+  ASSERT_EQ(cudaMemcpyAsync(p + kPage, device, 4, cudaMemcpyDeviceToHost, stream_), cudaSuccess);
+  ASSERT_EQ(cudaMemcpyAsync(p + 4, p + kPage, 4, cudaMemcpyDefault, stream_), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+  EXPECT_THAT(PagesOf(p, 2), ElementsAre(Residence::kDevice, Residence::kHost));
+  EXPECT_THAT(Counts(), ElementsAre(0, 0, 0, 0));
+}
+
 TEST_F(RuntimeManaged, AdviceKeepsPagesOnTheHost) {
   std::byte* p = Managed(2 * kPage);
   OnHostAccess(p, 2 * kPage, true);

@@ -105,7 +105,7 @@ State& MakeState() {
 std::vector<std::string> LiveObjectsOf(const State& state) {
   std::vector<std::string> names;
   for (const auto& [begin, allocation] : state.allocations) {
-    names.push_back(allocation.buffer.name + ", " + std::to_string(allocation.buffer.bytes) +
+    names.push_back(HeapFind(begin)->name + ", " + std::to_string(allocation.buffer.bytes) +
                     " bytes, by " + allocation.made_by);
   }
   for (const auto& [begin, bytes] : state.registered) {

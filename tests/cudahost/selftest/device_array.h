@@ -20,6 +20,8 @@ class DeviceArray {
   explicit DeviceArray(std::span<const T> host) : DeviceArray(host.size()) {
     EXPECT_EQ(cudaMemcpy(data_, host.data(), host.size_bytes(), cudaMemcpyHostToDevice),
               cudaSuccess);
+    // cudaMemcpy from pageable memory returns before the data has arrived.
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   }
   ~DeviceArray() { EXPECT_EQ(cudaFree(data_), cudaSuccess); }
   DeviceArray(const DeviceArray&) = delete;

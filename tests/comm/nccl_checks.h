@@ -19,7 +19,10 @@
 namespace bitshard::comm {
 
 inline NcclCommunicatorOptions QuickOptions(Communicator& host) {
+  int devices = 1;
+  (void)cudaGetDeviceCount(&devices);
   return {.host = &host,
+          .device = host.local_rank() % devices,
           .init_timeout = absl::Seconds(30),
           .timeout = absl::Seconds(30),
           .abort_limit = absl::Seconds(10),

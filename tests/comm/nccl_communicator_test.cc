@@ -117,6 +117,39 @@ TEST_F(NcclCommunicatorTest, ARankThatDoesNotComeIsNoticedByAge) {
           });
 }
 
+TEST_F(NcclCommunicatorTest, AnEndThatNeverComesIsGivenUp) {
+  RunWith({.rank = 0, .finalize_hangs = 1}, 2, [](Communicator&, DeviceCommunicator& comm) {
+    const absl::Status bad = comm.Finalize();
+    EXPECT_EQ(core::KindOf(bad), core::ErrorKind::kPeer) << bad;
+    EXPECT_THAT(std::string(bad.message()), HasSubstr("end of the run"));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, AStreamThatTheProgramWaitsForIsFreed) {
+  RunWith({.rank = 1, .vanish_at = 3, .silent = 1}, 2,
+          [](Communicator& host, DeviceCommunicator& comm) {
+            DeviceMemory memory(host);
+            const std::span<float> all = memory.Put(std::vector<float>(16));
+            const std::span<float> mine = all.subspan(static_cast<size_t>(comm.rank()) * 8, 8);
+            const auto work = comm.StartAllGather(std::as_bytes(mine), std::as_writable_bytes(all),
+                                                  "parameters", memory.stream());
+            EXPECT_TRUE(work.ok()) << work.status();
+            // Nobody calls Wait, and this call knows nothing of NCCL.
+            EXPECT_EQ(cudaStreamSynchronize(memory.stream()), cudaSuccess);
+            EXPECT_EQ(core::KindOf(comm.status()), core::ErrorKind::kPeer) << comm.status();
+          });
+}
+
+TEST_F(NcclCommunicatorTest, ARankThatIsLateIsWaitedFor) {
+  RunWith({.rank = 1, .delay_at = 3, .delay_ms = 200}, 2,
+          [](Communicator& host, DeviceCommunicator& comm) {
+            const absl::Time start = absl::Now();
+            const absl::Status late = GatherOnce(host, comm, "bucket 0");
+            EXPECT_TRUE(late.ok()) << late;
+            EXPECT_GE(absl::Now() - start, absl::Milliseconds(190));
+          });
+}
+
 using NcclCommunicatorDeathTest = NcclCommunicatorTest;
 
 TEST_F(NcclCommunicatorDeathTest, AnAbortThatHangsEndsTheProcess) {

@@ -1,4 +1,5 @@
-// The NCCL communicator with ranks that are processes: started by launch/mpirun.sh.
+// The NCCL communicator with ranks that are processes, on the stand-in or on GPUs: started by
+// launch/mpirun.sh.
 #include <cstdio>
 
 #include "comm/mpi_communicator.h"
@@ -19,6 +20,15 @@ int Main(int argc, char** argv) {
     return core::ExitCode(comm.status());
   }
   job = comm->get();
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess) devices = 0;
+  const absl::StatusOr<int64_t> missing = job->MaxInt64(job->local_size() - devices);
+  if (missing.ok() && *missing > 0) {
+    if (job->rank() == 0)
+      std::printf("skipped: %d more devices are needed\n", static_cast<int>(*missing));
+    (void)job->Finalize();
+    return 77;
+  }
   const int failed = RUN_ALL_TESTS();
   const absl::Status status = job->Finalize();
   if (!status.ok()) EndJob(job, status, status.ToString());

@@ -1,5 +1,5 @@
-# bitshard_library, bitshard_cuda_library, bitshard_binary, bitshard_test, bitshard_bench: targets with the project's warnings and
-# floating-point rules, checked against cmake/Layers.cmake.
+# bitshard_library, bitshard_cuda_library, bitshard_binary, bitshard_test, bitshard_bench: targets with the project's
+# warnings and floating-point rules, checked against cmake/Layers.cmake.
 # Structs are filled by designated initialisers at the call; fields left out take their default on purpose.
 set(BITSHARD_WARNINGS -Wall -Wextra -Wsign-conversion -Wno-missing-field-initializers -Werror)
 # Rule code is compiled without contraction, so that CPU, CUDA and the scalar reference give the same bits

@@ -1,7 +1,7 @@
 # The CUDA half on machines without a GPU or nvcc: every bitshard_cuda_library gets two twins that g++ compiles and
-# that run on the stand-in for the CUDA runtime in tests/cudahost (docs: ../shared/spec/cudahost.md is where it began).
+# that run on the stand-in for the CUDA runtime in tests/cudahost.
 #
-#   bitshard::<name>_host         instrumented for the memory checker; kernels at about half the speed of
+#   bitshard::<name>_host         instrumented for the memory checker; kernels take about three times as long as
 #   bitshard::<name>_host_plain   not checked: for runs of the whole program
 #
 # A test links one flavour throughout. Of the toolkit only the headers are needed.
@@ -30,7 +30,7 @@ target_link_libraries(bitshard_boost_context INTERFACE ${BITSHARD_BOOST_CONTEXT_
 if(BITSHARD_SANITIZE)
   set(BITSHARD_CHECKED_FLAGS -g1 -gdwarf-4)
 else()
-  set(BITSHARD_CHECKED_FLAGS -O2 -g1 -gdwarf-4 -fno-optimize-sibling-calls -fsanitize=thread
+  set(BITSHARD_CHECKED_FLAGS -O3 -g1 -gdwarf-4 -fno-optimize-sibling-calls -fsanitize=thread
       --param=tsan-instrument-func-entry-exit=0)
 endif()
 

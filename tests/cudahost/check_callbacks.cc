@@ -4,12 +4,17 @@
 #include <cstdint>
 
 #include "tests/cudahost/check.h"
+#include "tests/cudahost/check_fast.h"
 
 #define CUDAHOST_RETURN reinterpret_cast<uintptr_t>(__builtin_return_address(0))
 
-#define CUDAHOST_ACCESS(name, access, bytes)                                 \
-  void __tsan_##name(void* p) {                                              \
-    cudahost::OnAccess(cudahost::Access::access, p, bytes, CUDAHOST_RETURN); \
+#define CUDAHOST_ACCESS(name, access, bytes)                                      \
+  void __tsan_##name(void* p) {                                                   \
+    constexpr bool kWrite = cudahost::Access::access == cudahost::Access::kWrite; \
+    if (cudahost::FastAccess<bytes, kWrite>(p, CUDAHOST_RETURN)) [[likely]] {     \
+      return;                                                                     \
+    }                                                                             \
+    cudahost::OnAccess(cudahost::Access::access, p, bytes, CUDAHOST_RETURN);      \
   }
 #define CUDAHOST_ACCESSES(bytes)                       \
   CUDAHOST_ACCESS(read##bytes, kRead, bytes)           \

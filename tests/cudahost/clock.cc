@@ -18,6 +18,12 @@ WarpClock g_warps[kMaxThreads / kLanes];
 
 uint32_t Tick() { return ++g_clock.now; }
 
+void SetWords() {
+  g_clock.launch_word = uint64_t{g_clock.launch} << 36;
+  g_clock.block_word = uint64_t{g_clock.block} << 36;
+  g_clock.barrier_word = uint64_t{g_clock.barrier} << 36;
+}
+
 }  // namespace
 
 void ClockLaunch() {
@@ -37,6 +43,7 @@ void ClockBlock(uint64_t block, uint32_t threads) {
     g_clock.blocks.clear();
   }
   g_clock.block = g_clock.barrier = Tick();
+  SetWords();
   g_clock.blocks.emplace_back(g_clock.block, block);
   std::fill_n(g_clock.ticks, threads, g_clock.block);
   for (uint32_t warp = 0; warp * kLanes < threads; ++warp) {
@@ -47,6 +54,7 @@ void ClockBlock(uint64_t block, uint32_t threads) {
 
 void ClockBarrier() {
   g_clock.barrier = Tick();
+  SetWords();
   std::fill_n(g_clock.ticks, kMaxThreads, g_clock.barrier);
   for (WarpClock& warp : g_warps) {
     warp.full_sync = g_clock.barrier;
@@ -86,6 +94,7 @@ void ClockSyncWarp(uint32_t warp, uint32_t mask, uint32_t all_lanes) {
 void ClockSwitchTo(uint32_t thread) {
   g_clock.thread = thread;
   g_clock.thread_tick = g_clock.ticks[thread];
+  g_clock.access = uint64_t{g_clock.thread_tick} << 36 | uint64_t{thread} << 26;
   g_clock.warp = &g_warps[thread / kLanes];
 }
 

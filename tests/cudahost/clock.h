@@ -36,6 +36,11 @@ struct Clock {
   uint32_t barrier = 0;
   uint32_t thread = 0;       // The one that runs, in its block.
   uint32_t thread_tick = 0;  // Of the one that runs.
+  uint64_t access = 0;       // What the running thread's accesses have in common (check_record.h).
+  // `launch`, `block` and `barrier` as the smallest access of that tick.
+  uint64_t launch_word = 0;
+  uint64_t block_word = 0;
+  uint64_t barrier_word = 0;
   const WarpClock* warp = nullptr;
   uint32_t ticks[kMaxThreads] = {};
   std::vector<std::pair<uint32_t, uint64_t>> blocks;  // Of this launch: first tick, block.

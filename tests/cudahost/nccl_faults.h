@@ -4,8 +4,8 @@
 //   BITSHARD_CUDAHOST_NCCL="rank=1 die_at=7" launch/mpirun.sh -n 2 ...
 //
 // Groups of calls (a call outside of a group is one) are counted from 0 by each communicator.
-#ifndef BITSHARD_TESTS_BITSHARD_CUDAHOST_NCCL_H_
-#define BITSHARD_TESTS_BITSHARD_CUDAHOST_NCCL_H_
+#ifndef BITSHARD_TESTS_CUDAHOST_NCCL_FAULTS_H_
+#define BITSHARD_TESTS_CUDAHOST_NCCL_FAULTS_H_
 
 #include <cstdint>
 #include <optional>
@@ -42,4 +42,4 @@ void SetNcclFaults(const NcclFaults& faults);
 
 }  // namespace cudahost
 
-#endif  // BITSHARD_TESTS_BITSHARD_CUDAHOST_NCCL_H_
+#endif  // BITSHARD_TESTS_CUDAHOST_NCCL_FAULTS_H_

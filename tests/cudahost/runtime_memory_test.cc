@@ -164,7 +164,7 @@ TEST_F(RuntimeMemory, RefusesTheWrongSide) {
   EXPECT_EQ(copy(host.data(), device, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
   EXPECT_EQ(copy(host.data(), device, cudaMemcpyDeviceToDevice), cudaErrorInvalidValue);
   EXPECT_EQ(copy(pinned, host.data(), cudaMemcpyHostToDevice), cudaErrorInvalidValue);
-  EXPECT_EQ(copy(device, host.data(), static_cast<cudaMemcpyKind>(9)),
+  EXPECT_EQ(copy(device, host.data(), static_cast<cudaMemcpyKind>(7)),
             cudaErrorInvalidMemcpyDirection);
   EXPECT_EQ(copy(nullptr, host.data(), cudaMemcpyDefault), cudaErrorInvalidValue);
   EXPECT_EQ(cudaMemset(host.data(), 0, 16), cudaErrorInvalidValue);

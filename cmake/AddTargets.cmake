@@ -1,4 +1,4 @@
-# bitshard_library, bitshard_cuda_library, bitshard_binary, bitshard_test, bitshard_bench: targets with the project's
+# bitshard_library, bitshard_cuda_library, bitshard_binary, bitshard_test, bitshard_gpu_test: targets with the project's
 # warnings and floating-point rules, checked against cmake/Layers.cmake.
 # Structs are filled by designated initialisers at the call; fields left out take their default on purpose.
 set(BITSHARD_WARNINGS -Wall -Wextra -Wsign-conversion -Wno-missing-field-initializers -Werror)
@@ -85,6 +85,27 @@ function(bitshard_test name)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT "OMP_NUM_THREADS=2" SKIP_RETURN_CODE 77)
+endfunction()
+
+# bitshard_gpu_test(<name> SRCS ... DEPS ... [RANKS <n>] [TIMEOUT <s>])
+# The sources of a test on the stand-in, linked with the real libraries: `ctest --preset gpu`. Only with BITSHARD_CUDA.
+# Without a device it is skipped: by tests/core/gpu_main.cc, with RANKS by the main that the test brings. RANKS adds
+# <name>_1_rank, which is what of it runs on a machine with one GPU. Target gpu_tests builds them all.
+function(bitshard_gpu_test name)
+  if(NOT BITSHARD_CUDA)
+    return()
+  endif()
+  bitshard_test(${name} ${ARGN} LABELS gpu)
+  if("RANKS" IN_LIST ARGN)
+    add_test(NAME ${name}_1_rank COMMAND ${CMAKE_SOURCE_DIR}/launch/mpirun.sh -n 1 $<TARGET_FILE:${name}>)
+    set_tests_properties(${name}_1_rank PROPERTIES LABELS gpu TIMEOUT 300 SKIP_RETURN_CODE 77
+      ENVIRONMENT "OMP_NUM_THREADS=2")
+    # Else mpirun says at length that ranks which skip the test have failed.
+    set_property(TEST ${name} ${name}_1_rank APPEND PROPERTY ENVIRONMENT "OMPI_MCA_orte_execute_quiet=1")
+  else()
+    target_sources(${name} PRIVATE $<TARGET_OBJECTS:bitshard_gpu_main>)
+  endif()
+  add_dependencies(gpu_tests ${name})
 endfunction()
 
 # bitshard_python_test(<name> SCRIPT <file> [ARGS ...] [LABELS ...] [TIMEOUT <s>]): an oracle test in Python;

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "comm/mpi_communicator.h"
+#include "tests/comm/device_ranks.h"
 #include "tests/comm/nccl_checks.h"
 
 namespace bitshard::comm {
@@ -20,12 +21,7 @@ int Main(int argc, char** argv) {
     return core::ExitCode(comm.status());
   }
   job = comm->get();
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess) devices = 0;
-  const absl::StatusOr<int64_t> missing = job->MaxInt64(job->local_size() - devices);
-  if (missing.ok() && *missing > 0) {
-    if (job->rank() == 0)
-      std::printf("skipped: %d more devices are needed\n", static_cast<int>(*missing));
+  if (!EveryRankHasADevice(job)) {
     (void)job->Finalize();
     return 77;
   }

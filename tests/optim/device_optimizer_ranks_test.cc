@@ -13,6 +13,7 @@
 #include "core/rng.h"
 #include "optim/device_optimizer.h"
 #include "optim/sharded_optimizer.h"
+#include "tests/comm/device_ranks.h"
 #include "tests/core/device_array.h"
 
 namespace bitshard::optim {
@@ -113,7 +114,12 @@ int Main(int argc, char** argv) {
     return core::ExitCode(comm.status());
   }
   job = comm->get();
-  auto nccl = comm::NcclCommunicator::Create({.host = job, .timeout = absl::Seconds(60)});
+  if (!comm::EveryRankHasADevice(job)) {
+    (void)job->Finalize();
+    return 77;
+  }
+  auto nccl = comm::NcclCommunicator::Create(
+      {.host = job, .device = job->local_rank(), .timeout = absl::Seconds(60)});
   if (!nccl.ok()) {
     std::fprintf(stderr, "%s\n", nccl.status().ToString().c_str());
     return core::ExitCode(nccl.status());

@@ -24,6 +24,7 @@ struct PagerCase {
   int64_t stride_bytes = 0;   ///< What moving a page moves.
   int64_t resident = kPages;  ///< Pages that fit.
   bool one_copy = false;      ///< A page moves: one that was only read has to go back too.
+  /// nullptr where the machine has no such tier.
   std::function<std::unique_ptr<PagerUnderTest>(int64_t num_pages)> make;
 };
 
@@ -31,6 +32,9 @@ inline void PrintTo(const PagerCase& c, std::ostream* out) { *out << c.name; }
 
 class PagerConformance : public testing::TestWithParam<PagerCase> {
  protected:
+  void SetUp() override {
+    if (pager_ == nullptr) GTEST_SKIP() << "this machine has no such tier: another one took over";
+  }
   std::unique_ptr<PagerUnderTest> pager_ = GetParam().make(kPages);
 };
 

@@ -1,5 +1,5 @@
-# bitshard_library, bitshard_binary, bitshard_test, bitshard_bench: targets with the project's warnings and
-# floating-point rules, checked against cmake/Layers.cmake.
+# bitshard_library, bitshard_cuda_library, bitshard_binary, bitshard_test, bitshard_gpu_test: targets with the project's
+# warnings and floating-point rules, checked against cmake/Layers.cmake.
 # Structs are filled by designated initialisers at the call; fields left out take their default on purpose.
 set(BITSHARD_WARNINGS -Wall -Wextra -Wsign-conversion -Wno-missing-field-initializers -Werror)
 # Rule code is compiled without contraction, so that CPU, CUDA and the scalar reference give the same bits
@@ -35,6 +35,17 @@ function(bitshard_library name)
   if(BITSHARD_CUDA AND arg_CUDA_SRCS)
     target_sources(${target} PRIVATE ${arg_CUDA_SRCS})
     bitshard_cuda_options(${target})
+  endif()
+endfunction()
+
+# bitshard_cuda_library(<name> ...): as bitshard_library, for what needs the CUDA runtime. Made with BITSHARD_CUDA; with
+# BITSHARD_CUDAHOST its twins on the stand-in are, bitshard::<name>_host and bitshard::<name>_host_plain.
+function(bitshard_cuda_library name)
+  if(BITSHARD_CUDA)
+    bitshard_library(${name} ${ARGN})
+  endif()
+  if(BITSHARD_CUDAHOST)
+    bitshard_cudahost_twins(${name} ${ARGN})
   endif()
 endfunction()
 
@@ -74,6 +85,27 @@ function(bitshard_test name)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT "OMP_NUM_THREADS=2" SKIP_RETURN_CODE 77)
+endfunction()
+
+# bitshard_gpu_test(<name> SRCS ... DEPS ... [RANKS <n>] [TIMEOUT <s>])
+# The sources of a test on the stand-in, linked with the real libraries: `ctest --preset gpu`. Only with BITSHARD_CUDA.
+# Without a device it is skipped: by tests/core/gpu_main.cc, with RANKS by the main that the test brings. RANKS adds
+# <name>_1_rank, which is what of it runs on a machine with one GPU. Target gpu_tests builds them all.
+function(bitshard_gpu_test name)
+  if(NOT BITSHARD_CUDA)
+    return()
+  endif()
+  bitshard_test(${name} ${ARGN} LABELS gpu)
+  if("RANKS" IN_LIST ARGN)
+    add_test(NAME ${name}_1_rank COMMAND ${CMAKE_SOURCE_DIR}/launch/mpirun.sh -n 1 $<TARGET_FILE:${name}>)
+    set_tests_properties(${name}_1_rank PROPERTIES LABELS gpu TIMEOUT 300 SKIP_RETURN_CODE 77
+      ENVIRONMENT "OMP_NUM_THREADS=2")
+    # Else mpirun says at length that ranks which skip the test have failed.
+    set_property(TEST ${name} ${name}_1_rank APPEND PROPERTY ENVIRONMENT "OMPI_MCA_orte_execute_quiet=1")
+  else()
+    target_sources(${name} PRIVATE $<TARGET_OBJECTS:bitshard_gpu_main>)
+  endif()
+  add_dependencies(gpu_tests ${name})
 endfunction()
 
 # bitshard_python_test(<name> SCRIPT <file> [ARGS ...] [LABELS ...] [TIMEOUT <s>]): an oracle test in Python;

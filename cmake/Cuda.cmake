@@ -33,7 +33,7 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   endif()
 endif()
 
-set(CMAKE_CUDA_ARCHITECTURES "75;80;90;120" CACHE STRING "GPU generations to compile for")
+set(CMAKE_CUDA_ARCHITECTURES "75;80;86;89;90;100;120" CACHE STRING "GPU generations to compile for")
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
@@ -57,6 +57,9 @@ target_link_libraries(bitshard_cudart INTERFACE ${BITSHARD_CUDART_LIB})
 message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}, "
                "${BITSHARD_CUDART_LIB}")
 
+# Keeps what ptxas says of each kernel beside its object file: tests/checks/ptxas_check.py refuses spilled registers.
+set(CMAKE_CUDA_COMPILER_LAUNCHER ${BITSHARD_PYTHON} ${CMAKE_CURRENT_LIST_DIR}/nvcc_log.py ${CMAKE_CUDA_COMPILER_LAUNCHER})
+
 # bitshard_cuda_options(<target>): the flags of its .cu files. Same bits as the CPU needs no contraction into fused
 # multiply-adds, IEEE division and square root, and denormals kept (docs/numerics.md); all but the first are nvcc's
 # defaults, written down because -use_fast_math would change them.
@@ -69,5 +72,5 @@ function(bitshard_cuda_options target)
   list(JOIN BITSHARD_FP_FLAGS "," fp_flags)
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:
     -fmad=false -ftz=false -prec-div=true -prec-sqrt=true
-    "SHELL:-Werror all-warnings" -Xcompiler=${warnings} -Xcompiler=${fp_flags}>)
+    "SHELL:-Werror all-warnings" -Xptxas=-v -Xcompiler=${warnings} -Xcompiler=${fp_flags}>)
 endfunction()

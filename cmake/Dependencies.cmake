@@ -55,6 +55,8 @@ if(NOT BITSHARD_PYTHON)
   endif()
   set(BITSHARD_PYTHON ${BITSHARD_PYTHON_FOUND})
 endif()
+execute_process(COMMAND ${BITSHARD_PYTHON} -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+  OUTPUT_VARIABLE BITSHARD_PYTHON_PURELIB OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
 
 # LibTorch. Its own TorchConfig.cmake is fatal without a complete CUDA toolkit, even for a CPU build, so the
 # libraries and headers are imported directly. torch_cpu and c10 only: linking all of libtorch costs 230 MB of RSS.

@@ -22,12 +22,26 @@
 #define BITSHARD_SHARED(type, name) __shared__ type name
 #endif
 
+#ifndef BITSHARD_DYN_SHARED
+/// Declares `name`, a pointer to the block's dynamic shared memory, 16-byte aligned. Its size is
+/// the launch's.
+#define BITSHARD_DYN_SHARED(type, name)                                    \
+  extern __shared__ __align__(16) unsigned char bitshard_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(bitshard_dynamic_shared)
+#endif
+
+#ifndef BITSHARD_LAUNCH_KERNEL
+/// The launch itself; a stand-in takes the name for its reports.
+#define BITSHARD_LAUNCH_KERNEL(name, config, kernel, ...) \
+  cudaLaunchKernelEx(config, kernel, __VA_ARGS__)
+#endif
+
 namespace bitshard::core {
 
 /// A fixed array for BITSHARD_SHARED:
 ///   using Table = SharedArray<float, 256>;
 ///   BITSHARD_SHARED(Table, table);
-template <class T, int N>
+template <class T, size_t N>
 struct SharedArray {
   T at[N];
 };
@@ -43,8 +57,8 @@ absl::Status Launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 bloc
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  return CudaStatus(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...), name, __FILE__,
-                    __LINE__);
+  return CudaStatus(BITSHARD_LAUNCH_KERNEL(name, &config, kernel, static_cast<P>(args)...), name,
+                    __FILE__, __LINE__);
 }
 
 }  // namespace bitshard::core

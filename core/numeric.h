@@ -38,8 +38,37 @@ BITSHARD_HD uint16_t Bf16FromFloat(float x) {
   return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 
+/// bfloat16 with stochastic rounding: up with the probability that the discarded part is of the
+/// gap, drawn from the upper 16 of `random`'s bits. What bfloat16 holds exactly, infinities among
+/// it, stays; NaN as in Bf16FromFloat.
+BITSHARD_HD uint16_t Bf16FromFloatStochastic(float x, uint32_t random) {
+  const uint32_t bits = FloatBits(x);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return Bf16FromFloat(x);
+  return static_cast<uint16_t>((bits + (random >> 16)) >> 16);
+}
+
 BITSHARD_HD float FloatFromBf16(uint16_t x) {
   return FloatFromBits(static_cast<uint32_t>(x) << 16);
+}
+
+/// IEEE binary16 with rounding to nearest even, subnormals included; from 65520 on infinity; NaN
+/// becomes the quiet NaN 0x7E00 with the sign kept.
+BITSHARD_HD uint16_t Fp16FromFloat(float x) {
+  const uint32_t sign = FloatBits(x) >> 16 & 0x8000u;
+  const uint32_t magnitude = FloatBits(x) & 0x7FFFFFFFu;
+  uint32_t rounded;
+  if (magnitude > 0x7F800000u) {
+    rounded = 0x7E00u;
+  } else if (magnitude >= 0x477FF000u) {
+    rounded = 0x7C00u;
+  } else if (magnitude < 0x38800000u) {
+    // Below 2^-14. The last place of 0.5f is 2^-24, binary16's smallest number: the sum rounds to
+    // it.
+    rounded = FloatBits(FloatFromBits(magnitude) + 0.5f) - 0x3F000000u;
+  } else {
+    rounded = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;
+  }
+  return static_cast<uint16_t>(sign | rounded);
 }
 
 /// IEEE binary16 to float: exact, subnormals included.

@@ -4,7 +4,10 @@
 #ifndef BITSHARD_OPTIM_BLOCK_STEP_H_
 #define BITSHARD_OPTIM_BLOCK_STEP_H_
 
+#include <cstdint>
+
 #include "core/host_device.h"
+#include "core/rng.h"
 #include "optim/rules/hyper.h"
 
 namespace bitshard::optim {
@@ -39,6 +42,19 @@ BITSHARD_HD float StepElement(const ElementHyper<Rule>& h, float gradient, float
     *s1 = state.m;
     return updated;
   }
+}
+
+// --- stochastic rounding ---
+
+/// The stream of random numbers of one tensor in one step.
+BITSHARD_HD uint64_t RoundingKey(uint64_t seed, int64_t step, int64_t tensor) {
+  return core::RngKey(seed, core::RngPurpose::kStochasticRounding, static_cast<uint64_t>(step),
+                      static_cast<uint64_t>(tensor));
+}
+
+/// Words of the tensor's elements 4 * quad .. 4 * quad + 3.
+BITSHARD_HD core::Philox4 RoundingWords(uint64_t key, int64_t quad) {
+  return core::Philox(key, static_cast<uint64_t>(quad), 0);
 }
 
 }  // namespace bitshard::optim

@@ -11,8 +11,8 @@
 #include "core/check.h"
 #include "core/error.h"
 #include "core/status_macros.h"
+#include "optim/block_norm.h"
 #include "optim/state_pages.h"
-#include "quant/codebook.h"
 
 namespace bitshard::optim {
 namespace {
@@ -31,32 +31,6 @@ paging::PagingOptions PagingOf(const ShardedOptimizerOptions& options) {
   return options.name.paged ? options.paging : paging::PagingOptions{};
 }
 
-// Copies between arrays of a segment and the bytes of one block, in either direction.
-struct BlockParts {
-  std::byte* at[4];
-  int64_t bytes[4];
-  int count = 0;
-  void Add(void* p, int64_t n) {
-    at[count] = static_cast<std::byte*>(p);
-    bytes[count++] = n;
-  }
-};
-
-BlockParts PartsOf(const StepRun& run, int64_t block, int num_states) {
-  BlockParts parts;
-  const int64_t elem = block * core::kBlockElems;
-  if (run.codes1 != nullptr) {
-    parts.Add(run.codes1 + elem, core::kBlockElems);
-    if (num_states == 2) parts.Add(run.codes2 + elem, core::kBlockElems);
-    parts.Add(run.absmax1 + block, 4);
-    if (num_states == 2) parts.Add(run.absmax2 + block, 4);
-  } else {
-    parts.Add(run.state1 + elem, core::kBlockElems * 4);
-    if (num_states == 2) parts.Add(run.state2 + elem, core::kBlockElems * 4);
-  }
-  return parts;
-}
-
 class Engine : public ShardedOptimizer {
  public:
   Engine(const core::FlatLayout& layout, const comm::ShardMap& shards, comm::Communicator* comm,
@@ -65,7 +39,6 @@ class Engine : public ShardedOptimizer {
         shards_(shards),
         comm_(comm),
         options_(options),
-        num_states_(NumStates(options.name.algorithm)),
         pages_(PagesOf(layout, shards, comm->rank(), options)) {}
 
   absl::Status Init() {
@@ -73,14 +46,9 @@ class Engine : public ShardedOptimizer {
     BITSHARD_ASSIGN_OR_RETURN(
         buffer_,
         paging::PagedBuffer::Create(pages_.num_pages(), pages_.page_bytes(), PagingOf(options_)));
-    // Zero state in its canonical form: absmax 0 and the code of 0.
     return WalkPages([&](const StateSegment& segment, std::byte* page) {
-      const StepRun run = pages_.RunOf(segment, page);
-      const size_t elems = static_cast<size_t>(segment.blocks.size() * core::kBlockElems);
-      if (run.codes1 != nullptr)
-        std::memset(run.codes1, quant::SignedDynamicTable().zero_code, elems);
-      if (run.codes2 != nullptr)
-        std::memset(run.codes2, quant::UnsignedDynamicTable().zero_code, elems);
+      for (const ZeroCodes& codes : pages_.ZeroCodesOf(segment, page))
+        std::memset(codes.at, codes.code, static_cast<size_t>(codes.count));
       return absl::OkStatus();
     });
   }
@@ -146,7 +114,6 @@ class Engine : public ShardedOptimizer {
   const comm::ShardMap shards_;
   comm::Communicator* comm_;
   const ShardedOptimizerOptions options_;
-  const int num_states_;
   const StatePages pages_;
   std::unique_ptr<paging::PagedBuffer> buffer_;
   int64_t step_ = 0;
@@ -254,25 +221,7 @@ absl::StatusOr<double> Engine::GradientNorm(std::span<const float> gradients,
   BITSHARD_RETURN_IF_ERROR(
       comm_->AllGather(std::as_bytes(std::span(mine)), gathered, "gradient norm"));
 
-  std::vector<double> blocks(static_cast<size_t>(layout_.num_blocks()));
-  std::vector<size_t> taken(static_cast<size_t>(world_size), 0);
-  for (int64_t bucket = 0; bucket < shards_.num_buckets(); ++bucket) {
-    for (int rank = 0; rank < world_size; ++rank) {
-      const core::BlockRange run = shards_.Run(bucket, rank);
-      const double* from =
-          parts[static_cast<size_t>(rank)].data() + taken[static_cast<size_t>(rank)];
-      std::copy(from, from + run.size(), blocks.begin() + run.begin);
-      taken[static_cast<size_t>(rank)] += static_cast<size_t>(run.size());
-    }
-  }
-  double total = 0;
-  for (const core::FlatTensor& tensor : layout_.tensors()) {
-    double sum = 0;
-    for (int64_t b = tensor.blocks.begin; b < tensor.blocks.end; ++b)
-      sum += blocks[static_cast<size_t>(b)];
-    total += sum;
-  }
-  return std::sqrt(total) * std::abs(gradient_scale);
+  return BlockSquaresNorm(layout_, shards_, parts) * std::abs(gradient_scale);
 }
 
 template <class Copy>
@@ -287,7 +236,7 @@ absl::Status Engine::CopyState(core::BlockRange blocks, size_t bytes, bool dirty
     BITSHARD_ASSIGN_OR_RETURN(const std::span<std::byte> page, buffer_->Acquire(segment->page));
     const StepRun run = pages_.RunOf(*segment, page.data());
     for (; block < std::min(blocks.end, segment->blocks.end); ++block) {
-      const BlockParts parts = PartsOf(run, block - segment->blocks.begin, num_states_);
+      const BlockParts parts = pages_.PartsOf(run, block - segment->blocks.begin);
       for (int i = 0; i < parts.count; ++i) {
         BITSHARD_CHECK(static_cast<size_t>(offset + parts.bytes[i]) <= bytes) << bytes;
         copy(parts.at[i], offset, parts.bytes[i]);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "quant/codebook.h"
+
 namespace bitshard::optim {
 namespace {
 
@@ -98,6 +100,42 @@ StepRun StatePages::RunOf(const StateSegment& segment, std::byte* page) const {
     if (options_.num_states == 2) run.state2 = run.state1 + elems;
   }
   return run;
+}
+
+BlockParts StatePages::PartsOf(const StepRun& run, int64_t block) const {
+  BlockParts parts;
+  const int64_t elem = block * core::kBlockElems;
+  if (run.codes1 != nullptr) {
+    parts.Add(run.codes1 + elem, core::kBlockElems);
+    if (options_.num_states == 2) parts.Add(run.codes2 + elem, core::kBlockElems);
+    parts.Add(run.absmax1 + block, 4);
+    if (options_.num_states == 2) parts.Add(run.absmax2 + block, 4);
+  } else {
+    parts.Add(run.state1 + elem, core::kBlockElems * 4);
+    if (options_.num_states == 2) parts.Add(run.state2 + elem, core::kBlockElems * 4);
+  }
+  return parts;
+}
+
+std::vector<ZeroCodes> StatePages::ZeroCodesOf(const StateSegment& segment, std::byte* page) const {
+  const StepRun run = RunOf(segment, page);
+  const int64_t elems = segment.blocks.size() * core::kBlockElems;
+  std::vector<ZeroCodes> codes;
+  if (run.codes1 != nullptr)
+    codes.push_back({run.codes1, quant::SignedDynamicTable().zero_code, elems});
+  if (run.codes2 != nullptr)
+    codes.push_back({run.codes2, quant::UnsignedDynamicTable().zero_code, elems});
+  return codes;
+}
+
+int64_t StatePages::MostSegmentsOfPage() const {
+  int64_t most = 0, count = 0, page = -1;
+  for (const StateSegment& segment : segments_) {
+    count = segment.page == page ? count + 1 : 1;
+    page = segment.page;
+    most = std::max(most, count);
+  }
+  return most;
 }
 
 }  // namespace bitshard::optim

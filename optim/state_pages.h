@@ -27,6 +27,24 @@ struct StateSegment {
   int64_t elems = 0;  ///< Of the tensor, padding left out.
 };
 
+/// The arrays of one block's state, in the order in which checkpoints hold them.
+struct BlockParts {
+  std::byte* at[4];
+  int64_t bytes[4];
+  int count = 0;
+  void Add(void* p, int64_t n) {
+    at[count] = static_cast<std::byte*>(p);
+    bytes[count++] = n;
+  }
+};
+
+/// Codes that are not 0 where the state is.
+struct ZeroCodes {
+  uint8_t* at = nullptr;
+  uint8_t code = 0;
+  int64_t count = 0;
+};
+
 class StatePages {
  public:
   struct Options {
@@ -52,6 +70,13 @@ class StatePages {
   int64_t BlockBytes(bool is_8bit) const;
   /// State pointers of a segment whose page is at `page`.
   StepRun RunOf(const StateSegment& segment, std::byte* page) const;
+  /// Of the run's block number `block`.
+  BlockParts PartsOf(const StepRun& run, int64_t block) const;
+  /// What to fill a segment of a page of zeros with, so that its state is zero in canonical form:
+  /// absmax 0 and the code of 0.
+  std::vector<ZeroCodes> ZeroCodesOf(const StateSegment& segment, std::byte* page) const;
+  /// The largest number of segments in a page.
+  int64_t MostSegmentsOfPage() const;
 
  private:
   int64_t SegmentBytes(int64_t blocks, bool is_8bit) const;

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "core/dtype.h"
 #include "core/flat_layout.h"
@@ -31,17 +32,34 @@ struct StepRun {
   float* absmax2 = nullptr;
   float* state1 = nullptr;  ///< [elems], where codes1 is nullptr
   float* state2 = nullptr;
+  /// [elems], or nullptr: float32 weights, stepped in the place of a 16-bit parameter, which gets
+  /// what they round to.
+  float* master = nullptr;
+  /// With Rounding::kStochastic: which tensor this is, and the run's first element in it, a
+  /// multiple of 256. No more than that names a random number, so it is the same however a tensor
+  /// is cut into runs and shards.
+  int64_t tensor = 0;
+  int64_t first_elem = 0;
   int64_t num_blocks() const { return (elems + core::kBlockElems - 1) / core::kBlockElems; }
 };
+
+/// How a parameter is rounded to its type, once. kStochastic: bfloat16 without master weights only;
+/// up or down at random, right in the mean, so that steps smaller than half a unit in the last
+/// place are not lost.
+enum class Rounding { kNearestEven, kStochastic };
 
 struct StepArgs {
   Algorithm algorithm = Algorithm::kAdamW;
   StepHyper hyper;
-  core::DType parameter_type =
-      core::DType::kFloat32;  ///< float32 or bfloat16; rounded to nearest even once
-  core::DType gradient_type = core::DType::kFloat32;  ///< float32 or bfloat16
+  core::DType parameter_type = core::DType::kFloat32;  ///< float32, bfloat16 or float16
+  core::DType gradient_type = core::DType::kFloat32;   ///< float32, bfloat16 or float16
   std::span<const StepRun> runs;
+  Rounding rounding = Rounding::kNearestEven;
+  uint64_t seed = 0;  ///< Of kStochastic; the step's number in `hyper` is mixed in.
 };
+
+/// Empty when the types, roundings and pointers of `args` fit together, else what does not.
+std::string StepArgsFault(const StepArgs& args);
 
 /// Updates parameters and state in place. Runs must not overlap.
 /// Threads: uses core::NumThreads(); no temporary is larger than one block a thread. Non-finite

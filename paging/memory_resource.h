@@ -21,8 +21,8 @@
 
 namespace bitshard::paging {
 
-/// Allocate returns exactly `bytes` > 0 bytes, all zero, 64-byte aligned at least; `purpose` stands
-/// in errors (kMemory). Deallocate takes back exactly what Allocate gave. Not thread-safe.
+/// Allocate returns exactly `bytes` > 0 bytes, 64-byte aligned at least, of any content; `purpose`
+/// stands in errors (kMemory). Deallocate takes back exactly what Allocate gave. Not thread-safe.
 template <class R>
 concept MemoryResource = requires(R& resource, int64_t bytes, const std::string& purpose,
                                   std::span<std::byte> memory) {
@@ -30,7 +30,7 @@ concept MemoryResource = requires(R& resource, int64_t bytes, const std::string&
   { resource.Deallocate(memory) } -> std::same_as<void>;
 };
 
-/// Pages of the system. Memory that is never touched is never resident.
+/// Pages of the system, all zero. Memory that is never touched is never resident.
 class HostResource {
  public:
   absl::StatusOr<std::span<std::byte>> Allocate(int64_t bytes, const std::string& purpose);

@@ -125,5 +125,51 @@ TEST(DType, HasTorchsNamesAndSizes) {
   EXPECT_EQ(ByteSize(DType::kInt64), 8);
 }
 
+// Every representable value, the midpoints between neighbours and the floats beside them, and
+// beyond the largest: against the compiler's own conversion.
+TEST(Fp16FromFloat, RoundsAsTheCompilerDoes) {
+  for (uint32_t half = 0; half < 0x7C00u; ++half) {
+    const float low = FloatFromFp16(static_cast<uint16_t>(half));
+    const float high = half == 0x7BFFu ? 65536.0f : FloatFromFp16(static_cast<uint16_t>(half + 1));
+    const float middle = low + (high - low) * 0.5f;
+    for (const float x :
+         {low, middle, std::nextafter(middle, 0.0f), std::nextafter(middle, kInf)}) {
+      for (const float signed_x : {x, -x}) {
+        const _Float16 want = static_cast<_Float16>(signed_x);
+        ASSERT_EQ(Fp16FromFloat(signed_x), std::bit_cast<uint16_t>(want)) << signed_x;
+      }
+    }
+  }
+}
+
+TEST(Fp16FromFloat, KeepsInfinitiesAndMakesEveryNanQuiet) {
+  EXPECT_EQ(Fp16FromFloat(kInf), 0x7C00);
+  EXPECT_EQ(Fp16FromFloat(-1e30f), 0xFC00);
+  EXPECT_EQ(Fp16FromFloat(FloatFromBits(0x7F800001u)), 0x7E00);
+  EXPECT_EQ(Fp16FromFloat(FloatFromBits(0xFFFFFFFFu)), 0xFE00);
+}
+
+// Of the 65536 random numbers, as many round up as the discarded bits say.
+TEST(Bf16FromFloatStochastic, RoundsUpAsOftenAsTheDiscardedPartSays) {
+  for (const uint32_t discarded : {0u, 1u, 0x1234u, 0x8000u, 0xFFFFu}) {
+    for (const uint32_t upper : {0x3F80u, 0xBF80u, 0x0000u, 0x7F7Fu}) {
+      uint32_t up = 0;
+      for (uint32_t random = 0; random < 0x10000u; ++random) {
+        const uint32_t got =
+            Bf16FromFloatStochastic(FloatFromBits(upper << 16 | discarded), random << 16 | 0xABCDu);
+        ASSERT_TRUE(got == upper || got == upper + 1) << got;
+        up += got == upper + 1;
+      }
+      EXPECT_EQ(up, discarded) << upper;
+    }
+  }
+}
+
+TEST(Bf16FromFloatStochastic, KeepsInfinityAndNan) {
+  EXPECT_EQ(Bf16FromFloatStochastic(kInf, 0xFFFFFFFFu), 0x7F80);
+  EXPECT_EQ(Bf16FromFloatStochastic(-kInf, 0xFFFFFFFFu), 0xFF80);
+  EXPECT_EQ(Bf16FromFloatStochastic(FloatFromBits(0x7FFFFFFFu), 0xFFFFFFFFu), 0x7FC0);
+}
+
 }  // namespace
 }  // namespace bitshard::core

@@ -1,4 +1,5 @@
-// One suite over every tier and budget, then what only the file tier has: errors of the disk.
+// The suite of all pagers over the host's tiers, then what only the file tier has: errors of the
+// disk.
 #include "paging/paged_buffer.h"
 
 #include <fcntl.h>
@@ -13,22 +14,21 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
+#include <map>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
 #include "core/error.h"
-#include "core/rng.h"
+#include "tests/paging/pager_conformance.h"
 
 namespace bitshard::paging {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-constexpr int64_t kPages = 11;
-constexpr int64_t kPageBytes = 4160;  // a multiple of 64, not of the system's pages
 
 std::unique_ptr<PagedBuffer> Make(const PagingOptions& options, int64_t num_pages = kPages) {
   auto buffer = PagedBuffer::Create(num_pages, kPageBytes, options);
@@ -42,152 +42,57 @@ PagingOptions FileTier(int64_t resident_pages) {
           .directory = testing::TempDir()};
 }
 
-// What the test believes a page to hold: a version number, spread over the page.
-void Fill(std::span<std::byte> bytes, int64_t page, int64_t version) {
-  for (size_t i = 0; i < bytes.size(); ++i) {
-    bytes[i] = version == 0
-                   ? std::byte{0}
-                   : static_cast<std::byte>(core::Philox(static_cast<uint64_t>(page),
-                                                         static_cast<uint64_t>(version), i / 64)
-                                                .word[i % 4]);
-  }
-}
-
-testing::AssertionResult Holds(std::span<const std::byte> bytes, int64_t page, int64_t version) {
-  std::vector<std::byte> want(kPageBytes);
-  Fill(want, page, version);
-  if (std::equal(bytes.begin(), bytes.end(), want.begin(), want.end()))
-    return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "page " << page << " does not hold version " << version;
-}
-
-struct Case {
-  std::string name;
-  PagingOptions options;
-};
-
-class PagedBufferConformance : public testing::TestWithParam<Case> {};
-
-INSTANTIATE_TEST_SUITE_P(Tiers, PagedBufferConformance,
-                         testing::Values(Case{"Host", {}}, Case{"FileTwoPages", FileTier(2)},
-                                         Case{"FileThreePages", FileTier(3)},
-                                         Case{"FileFivePages", FileTier(5)},
-                                         Case{"FileAllPages", FileTier(100)}),
-                         [](const auto& info) { return info.param.name; });
-
-TEST_P(PagedBufferConformance, PagesStartAsZeros) {
-  const auto buffer = Make(GetParam().options);
-  for (const int64_t page : {int64_t{7}, int64_t{0}, kPages - 1}) {
-    const auto bytes = buffer->Acquire(page);
-    ASSERT_TRUE(bytes.ok()) << bytes.status();
+class HostPager : public PagerUnderTest {
+ public:
+  explicit HostPager(std::unique_ptr<PagedBuffer> buffer) : buffer_(std::move(buffer)) {}
+  absl::Status BeginWalk() override { return buffer_->BeginWalk(); }
+  absl::Status EndWalk() override { return buffer_->EndWalk(); }
+  absl::Status Acquire(int64_t page) override {
+    const auto bytes = buffer_->Acquire(page);
+    if (!bytes.ok()) return bytes.status();
     EXPECT_EQ(static_cast<int64_t>(bytes->size()), kPageBytes);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(bytes->data()) % 64, 0u);
-    EXPECT_TRUE(Holds(*bytes, page, 0));
-    EXPECT_TRUE(buffer->Release(page, {}).ok());
+    acquired_[page] = *bytes;
+    return absl::OkStatus();
   }
-  EXPECT_EQ(buffer->counters().bytes_read, 0) << "zeros are not read";
-}
-
-TEST_P(PagedBufferConformance, WalksKeepWhatWasWritten) {
-  const auto buffer = Make(GetParam().options);
-  for (int64_t version = 1; version <= 6; ++version) {
-    ASSERT_TRUE(buffer->BeginWalk().ok());
-    for (int64_t page = 0; page < kPages; ++page) {
-      const auto bytes = buffer->Acquire(page);
-      ASSERT_TRUE(bytes.ok()) << bytes.status();
-      ASSERT_TRUE(Holds(*bytes, page, version - 1));
-      Fill(*bytes, page, version);
-      ASSERT_TRUE(buffer->Release(page, {.dirty = true}).ok());
-    }
-    ASSERT_TRUE(buffer->EndWalk().ok());
+  absl::Status Release(int64_t page, bool dirty) override {
+    acquired_.erase(page);
+    return buffer_->Release(page, {.dirty = dirty});
   }
-}
-
-TEST_P(PagedBufferConformance, AnyOrderOutsideOfWalksKeepsWhatWasWritten) {
-  const auto buffer = Make(GetParam().options);
-  std::vector<int64_t> version(kPages, 0);
-  for (uint64_t i = 0; i < 400; ++i) {
-    const core::Philox4 random = core::Philox(11, i, 0);
-    if (random.word[2] % 64 == 0) {
-      ASSERT_TRUE(buffer->BeginWalk().ok());
-    } else if (random.word[2] % 64 == 1) {
-      ASSERT_TRUE(buffer->EndWalk().ok());
-    }
-    const int64_t page = random.word[0] % kPages;
-    const auto bytes = buffer->Acquire(page);
-    ASSERT_TRUE(bytes.ok()) << bytes.status();
-    ASSERT_TRUE(Holds(*bytes, page, version[static_cast<size_t>(page)])) << "access " << i;
-    const bool dirty = random.word[1] % 3 == 0;
-    if (dirty) Fill(*bytes, page, ++version[static_cast<size_t>(page)]);
-    ASSERT_TRUE(buffer->Release(page, {.dirty = dirty}).ok());
+  void Expect(int64_t page, int64_t version) override {
+    EXPECT_TRUE(Holds(acquired_.at(page), page, version));
   }
-  const PagingCounters counters = buffer->counters();
-  EXPECT_EQ(counters.hits + counters.faults, 400);
+  void Write(int64_t page, int64_t version) override { Fill(acquired_.at(page), page, version); }
+  void Finish() override {}
+  PagingCounters counters() override { return buffer_->counters(); }
+  int64_t num_pages() override { return buffer_->num_pages(); }
+  int64_t page_bytes() override { return buffer_->page_bytes(); }
+  int64_t limit_bytes() override { return buffer_->resident_limit_bytes(); }
+
+ private:
+  std::unique_ptr<PagedBuffer> buffer_;
+  std::map<int64_t, std::span<std::byte>> acquired_;
+};
+
+PagerCase Case(const std::string& name, const PagingOptions& options) {
+  const int64_t resident =
+      options.tier == Tier::kHost ? kPages : std::min(kPages, options.budget_bytes / kPageBytes);
+  return {.name = name,
+          .limit_bytes = resident * kPageBytes,
+          .stride_bytes = kPageBytes,
+          .resident = resident,
+          .make = [options](int64_t num_pages) {
+            return std::make_unique<HostPager>(Make(options, num_pages));
+          }};
 }
 
-TEST_P(PagedBufferConformance, TwoPagesCanBeHeldAtATime) {
-  const auto buffer = Make(GetParam().options);
-  for (int64_t page = 0; page + 1 < kPages; ++page) {
-    const auto first = buffer->Acquire(page);
-    const auto second = buffer->Acquire(page + 1);
-    ASSERT_TRUE(first.ok() && second.ok());
-    Fill(*first, page, 5);
-    Fill(*second, page + 1, 6);
-    EXPECT_TRUE(Holds(*first, page, 5));
-    EXPECT_TRUE(buffer->Release(page + 1, {.dirty = true}).ok());
-    EXPECT_TRUE(buffer->Release(page, {.dirty = true}).ok());
-  }
-}
-
-TEST_P(PagedBufferConformance, HoldsNoMoreThanItSays) {
-  const auto buffer = Make(GetParam().options);
-  EXPECT_EQ(buffer->num_pages(), kPages);
-  EXPECT_EQ(buffer->page_bytes(), kPageBytes);
-  if (GetParam().options.tier == Tier::kHost) {
-    EXPECT_EQ(buffer->resident_limit_bytes(), kPages * kPageBytes);
-  } else {
-    EXPECT_EQ(buffer->resident_limit_bytes(),
-              std::min(kPages * kPageBytes, GetParam().options.budget_bytes));
-  }
-}
-
-TEST_P(PagedBufferConformance, NoPagesAreFine) {
-  const auto buffer = Make(GetParam().options, 0);
-  EXPECT_TRUE(buffer->BeginWalk().ok());
-  EXPECT_TRUE(buffer->EndWalk().ok());
-}
-
-// Every page is dirtied in each walk.
-PagingCounters CountersOfWalks(int64_t resident_pages, int64_t walks) {
-  const auto buffer = Make(FileTier(resident_pages));
-  for (int64_t walk = 0; walk < walks; ++walk) {
-    EXPECT_TRUE(buffer->BeginWalk().ok());
-    for (int64_t page = 0; page < kPages; ++page) {
-      EXPECT_TRUE(buffer->Acquire(page).ok());
-      EXPECT_TRUE(buffer->Release(page, {.dirty = true}).ok());
-    }
-    EXPECT_TRUE(buffer->EndWalk().ok());
-  }
-  return buffer->counters();
-}
-
-TEST(FileTier, MovesOnlyWhatDoesNotFit) {
-  const PagingCounters all = CountersOfWalks(kPages, 4);
-  EXPECT_EQ(all.bytes_read, 0);
-  EXPECT_EQ(all.bytes_written, 0);
-  EXPECT_EQ(all.hits + all.faults, 4 * kPages);
-
-  // Pages that stay from walk to walk are neither written nor read. One frame passes the others
-  // through, up to two more hold what was read ahead.
-  for (const int64_t resident : {2, 3, 5, 8}) {
-    const PagingCounters some = CountersOfWalks(resident, 5);
-    const int64_t streamed = kPages - resident;
-    EXPECT_GE(some.bytes_read, 4 * streamed * kPageBytes) << resident;
-    EXPECT_LE(some.bytes_read, 4 * (streamed + 2) * kPageBytes) << resident;
-    EXPECT_GE(some.bytes_written, some.bytes_read) << resident;
-    EXPECT_LE(some.bytes_written, 5 * (streamed + 2) * kPageBytes) << resident;
-  }
-}
+INSTANTIATE_TEST_SUITE_P(Host, PagerConformance,
+                         testing::Values(Case("Host", {}), Case("FileTwoPages", FileTier(2)),
+                                         Case("FileThreePages", FileTier(3)),
+                                         Case("FileFivePages", FileTier(5)),
+                                         Case("FileEightPages", FileTier(8)),
+                                         Case("FileAllPages", FileTier(100))),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(FileTier, CleanPagesAreNotWritten) {
   const auto buffer = Make(FileTier(2));

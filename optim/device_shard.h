@@ -1,0 +1,109 @@
+// DeviceShard: one rank's optimizer state on a device, resident or paged, and the step of the
+// rank's blocks. What ShardedOptimizer does between its collectives, with device pointers and in
+// stream order; the same bits.
+//
+//   BITSHARD_ASSIGN_OR_RETURN(auto shard, optim::DeviceShard::Create(layout, shards, rank,
+//   options)); BITSHARD_RETURN_IF_ERROR(shard->Step({.parameters = arena, .gradients = gradients,
+//                                         .hyper = {.step = 1, .learning_rate = 1e-3}},
+//                                        [](int64_t) { return absl::OkStatus(); }));
+//
+// Built only with BITSHARD_CUDA.
+#ifndef BITSHARD_OPTIM_DEVICE_SHARD_H_
+#define BITSHARD_OPTIM_DEVICE_SHARD_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "comm/shard_map.h"
+#include "core/flat_layout.h"
+#include "optim/optimizer_name.h"
+#include "optim/state_pages.h"
+#include "optim/step_cuda.h"
+#include "paging/cuda_resource.h"
+#include "paging/device_paged_buffer.h"
+
+namespace bitshard::optim {
+
+struct DeviceShardOptions {
+  OptimizerName name;
+  int64_t min_8bit_size = 4096;        ///< Tensors with fewer elements keep float32 state.
+  paging::DevicePagingOptions paging;  ///< Used when name.paged.
+  cudaStream_t stream = nullptr;       ///< What the steps are put on; outlives the shard.
+};
+
+struct DeviceShardStep {
+  float* parameters = nullptr;       ///< The whole arena, float32 [layout.padded_elems()].
+  const float* gradients = nullptr;  ///< This rank's blocks, in the order of shards.RunsOf(rank).
+  StepHyper hyper;
+};
+
+/// Threads: one thread calls it. Streams: everything is put on the stream of the options; nothing
+/// but ExportState and ImportState waits for the device.
+class DeviceShard {
+ public:
+  /// The state is zero. Errors: those of DevicePagedBuffer and CudaStepper.
+  static absl::StatusOr<std::unique_ptr<DeviceShard>> Create(const core::FlatLayout& layout,
+                                                             const comm::ShardMap& shards, int rank,
+                                                             const DeviceShardOptions& options);
+  /// Waits for its stream.
+  ~DeviceShard();
+
+  /// Puts the step on the stream, page by page; one launch for everything where the state is
+  /// resident. `done(n)` is called when the step of this rank's first n blocks is on the stream.
+  /// After an error the state is half stepped: every later call returns it.
+  absl::Status Step(const DeviceShardStep& args,
+                    absl::FunctionRef<absl::Status(int64_t blocks)> done);
+
+  /// Bytes of the state as ShardedOptimizer::ExportState defines them, on the host. `blocks` must
+  /// lie in one of this rank's runs.
+  absl::Status ExportState(core::BlockRange blocks, std::span<std::byte> out);
+  absl::Status ImportState(core::BlockRange blocks, std::span<const std::byte> in);
+
+  const StatePages& pages() const { return pages_; }
+  /// One line for the user, or "": see DevicePagedBuffer.
+  std::string notice() const { return buffer_ == nullptr ? "" : buffer_->notice(); }
+  paging::PagingCounters paging_counters() const {
+    return buffer_ == nullptr ? paging::PagingCounters{} : buffer_->counters();
+  }
+
+ private:
+  DeviceShard(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
+              const DeviceShardOptions& options);
+  absl::Status Init();
+  bool resident() const { return buffer_->tier() == paging::DeviceTier::kDevice; }
+  absl::Status Flush(const DeviceShardStep& args);
+  absl::Status StepResident(const DeviceShardStep& args,
+                            absl::FunctionRef<absl::Status(int64_t blocks)> done);
+  absl::Status StepPaged(const DeviceShardStep& args,
+                         absl::FunctionRef<absl::Status(int64_t blocks)> done);
+  void AddPage(const DeviceShardStep& args, int64_t page, std::byte* at);
+
+  int64_t BlocksThrough(int64_t page) const;
+
+  template <class Copy>
+  absl::Status CopyState(core::BlockRange blocks, size_t bytes, bool dirty, Copy&& copy);
+  absl::Status CopyPage(void* to, const void* from);
+
+  const DeviceShardOptions options_;
+  const StatePages pages_;
+  std::vector<size_t> first_segment_;  // [pages + 1]: of each page.
+  std::unique_ptr<paging::DevicePagedBuffer> buffer_;
+  std::unique_ptr<CudaStepper> stepper_;
+  paging::PinnedResource pinned_;
+  paging::Allocation<paging::PinnedResource> staged_;  // A page on the host, for checkpoints.
+  std::vector<StepRun> runs_;
+  absl::Status error_;  // Of a step that was not finished: the state is lost.
+};
+
+}  // namespace bitshard::optim
+
+#endif  // BITSHARD_OPTIM_DEVICE_SHARD_H_

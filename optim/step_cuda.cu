@@ -1,0 +1,433 @@
+// Which warp takes which block, and who reduces what; the arithmetic is optim/block_step.h and
+// quant/dynamic_codec.h.
+//
+// One warp steps one block of 256 elements at a time. A lane holds two quads of it, elements 4 *
+// lane + 128 * k + j, so every load and store of a warp is one contiguous piece of memory, and a
+// block's maximum takes five shuffles and no barrier. Warps take contiguous runs of blocks: the
+// table is searched once, then followed.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "core/error.h"
+#include "core/launch.h"
+#include "core/quad.h"
+#include "core/status_macros.h"
+#include "optim/block_step.h"
+#include "optim/step_cuda.h"
+#include "quant/block_codec.h"
+#include "quant/dynamic_codec.h"
+
+namespace bitshard::optim {
+namespace {
+
+using core::DType;
+using core::Quad;
+
+constexpr int kWarp = 32;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kQuads = 2;
+// Two CTAs on a multiprocessor allow 128 registers a thread: the 64 values of a lane's quads and
+// what is around them fit without spills, and the 16 warps have more than 40 KB of loads on their
+// way.
+constexpr int kMinCtas = 2;
+constexpr int64_t kBlock = core::kBlockElems;
+static_assert(kBlock == kWarp * kQuads * core::kQuadElems);
+// Enough for the 2048 threads that a multiprocessor can hold.
+constexpr int64_t kCtasPerMultiprocessor = 8;
+
+// A line of the block table. All fields have 8 bytes: no padding, so that tables compare as bytes.
+struct TableRun {
+  StepRun run;
+  int64_t first_block;  // Of all runs together.
+  int64_t end_block;
+  int64_t aligned;  // Whether quads can be loaded from all of its arrays.
+};
+static_assert(sizeof(TableRun) == 15 * 8);
+
+struct CodecTables {
+  quant::DynamicTable first;   // Of state 1, signed.
+  quant::DynamicTable second;  // Of state 2, unsigned.
+};
+constexpr int kTableQuads = static_cast<int>(sizeof(quant::DynamicTable) / sizeof(float4));
+
+// What is the same for all blocks of a launch.
+struct LaunchShape {
+  const TableRun* runs;
+  const CodecTables* tables;
+  int64_t num_runs;
+  int64_t num_blocks;
+  DType parameter_type;
+  DType gradient_type;
+  Rounding rounding;
+  uint64_t seed;
+  int64_t step;
+};
+
+// What a warp knows of the block that it steps.
+struct Block {
+  const TableRun* run;
+  int64_t index;  // In the run.
+  int64_t begin;  // Its first element in the run.
+  int elems;      // 256 but in a run's last block.
+  bool whole;     // 256 elements in arrays that quads can be loaded from.
+  int lane;
+  uint64_t rounding_key;
+
+  __device__ int QuadOffset(int k) const { return core::kQuadElems * (lane + kWarp * k); }
+  __device__ int64_t QuadBegin(int k) const { return begin + QuadOffset(k); }
+  // Elements of this lane's k-th quad that there are.
+  __device__ int Count(int k) const { return core::QuadCount(elems - QuadOffset(k)); }
+};
+
+__device__ Quad Load(DType type, const void* data, const Block& block, int k) {
+  if (block.whole) return core::LoadQuad(type, data, block.QuadBegin(k));
+  return core::LoadPart(type, data, block.QuadBegin(k), block.Count(k));
+}
+
+__device__ void Store(DType type, void* data, const Block& block, int k, const Quad& q) {
+  if (block.whole) {
+    core::StoreQuad(type, data, block.QuadBegin(k), q);
+  } else {
+    core::StorePart(type, data, block.QuadBegin(k), q, block.Count(k));
+  }
+}
+
+__device__ uint32_t LoadCodes(const uint8_t* codes, const Block& block, int k) {
+  const uint8_t* from = codes + block.QuadBegin(k);
+  if (block.whole) return *reinterpret_cast<const uint32_t*>(from);
+  uint32_t packed = 0;
+  for (int j = 0; j < block.Count(k); ++j) packed |= static_cast<uint32_t>(from[j]) << (8 * j);
+  return packed;
+}
+
+__device__ void StoreCodes(uint8_t* codes, const Block& block, int k, uint32_t packed) {
+  uint8_t* to = codes + block.QuadBegin(k);
+  if (block.whole) {
+    *reinterpret_cast<uint32_t*>(to) = packed;
+  } else {
+    for (int j = 0; j < block.Count(k); ++j) to[j] = static_cast<uint8_t>(packed >> (8 * j));
+  }
+}
+
+// One of a rule's states: 8-bit or 32-bit, of which the other pointers are nullptr.
+template <bool kSigned>
+struct State {
+  quant::DynamicCodec<kSigned> codec;
+  uint8_t* codes;
+  float* absmax;
+  float* values;
+
+  __device__ void Load(const Block& block, Quad (&s)[kQuads]) const {
+    if (codes == nullptr) {
+      BITSHARD_UNROLL
+      for (int k = 0; k < kQuads; ++k) s[k] = optim::Load(DType::kFloat32, values, block, k);
+      return;
+    }
+    const float scale = absmax[block.index];
+    BITSHARD_UNROLL
+    for (int k = 0; k < kQuads; ++k) {
+      const uint32_t packed = LoadCodes(codes, block, k);
+      BITSHARD_UNROLL
+      for (int j = 0; j < core::kQuadElems; ++j) {
+        s[k].at[j] = codec.Decode(static_cast<uint8_t>(packed >> (8 * j))) * scale;
+      }
+    }
+  }
+
+  __device__ void Store(const Block& block, const Quad (&s)[kQuads]) const {
+    if (codes == nullptr) {
+      BITSHARD_UNROLL
+      for (int k = 0; k < kQuads; ++k) optim::Store(DType::kFloat32, values, block, k, s[k]);
+      return;
+    }
+    const quant::BlockScale scale = Scale(block, s);
+    __syncwarp();  // Shuffles order no memory: all lanes have read the old one.
+    if (block.lane == 0) absmax[block.index] = scale.absmax;
+    BITSHARD_UNROLL
+    for (int k = 0; k < kQuads; ++k) {
+      uint32_t packed = 0;
+      BITSHARD_UNROLL
+      for (int j = 0; j < core::kQuadElems; ++j) {
+        const uint32_t code = scale.coded()
+                                  ? codec.Encode(quant::Normalize(s[k].at[j], scale.reciprocal))
+                                  : quant::DynamicCodec<kSigned>::kZeroCode;
+        packed |= code << (8 * j);
+      }
+      StoreCodes(codes, block, k, packed);
+    }
+  }
+
+  // The same in every lane.
+  __device__ quant::BlockScale Scale(const Block& block, const Quad (&s)[kQuads]) const {
+    uint32_t max_bits = 0;
+    BITSHARD_UNROLL
+    for (int k = 0; k < kQuads; ++k) {
+      BITSHARD_UNROLL
+      for (int j = 0; j < core::kQuadElems; ++j) {
+        if (j < block.Count(k)) max_bits = quant::MaxAbsBits(max_bits, s[k].at[j]);
+      }
+    }
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      const uint32_t other = __shfl_xor_sync(0xFFFFFFFFu, max_bits, offset);
+      max_bits = other > max_bits ? other : max_bits;
+    }
+    return quant::ScaleOfBlock(max_bits);
+  }
+};
+
+__device__ void StoreParameter(const LaunchShape& shape, const Block& block, int k, Quad p) {
+  const StepRun& run = block.run->run;
+  if (run.master != nullptr) Store(DType::kFloat32, run.master, block, k, p);
+  if (shape.rounding == Rounding::kStochastic) {
+    const core::Philox4 random =
+        RoundingWords(block.rounding_key, (run.first_elem + block.QuadBegin(k)) / core::kQuadElems);
+    // What bfloat16 holds is stored as it is.
+    BITSHARD_UNROLL
+    for (int j = 0; j < core::kQuadElems; ++j) {
+      p.at[j] = core::FloatFromBf16(core::Bf16FromFloatStochastic(p.at[j], random.word[j]));
+    }
+  }
+  Store(shape.parameter_type, run.parameter, block, k, p);
+}
+
+template <class Rule>
+__device__ void StepBlock(const ElementHyper<Rule>& hyper, const LaunchShape& shape,
+                          const CodecTables& tables, const Block& block) {
+  const StepRun& run = block.run->run;
+  const bool has_master = run.master != nullptr;
+  const void* from = has_master ? run.master : run.parameter;
+  const DType from_type = has_master ? DType::kFloat32 : shape.parameter_type;
+  const State<true> first = {{&tables.first}, run.codes1, run.absmax1, run.state1};
+  const State<false> second = {{&tables.second}, run.codes2, run.absmax2, run.state2};
+  Quad g[kQuads], p[kQuads], s1[kQuads], s2[kQuads];
+  BITSHARD_UNROLL
+  for (int k = 0; k < kQuads; ++k) {
+    g[k] = Load(shape.gradient_type, run.gradient, block, k);
+    p[k] = Load(from_type, from, block, k);
+  }
+  first.Load(block, s1);
+  if constexpr (Rule::kNumStates == 2) second.Load(block, s2);
+  BITSHARD_UNROLL
+  for (int k = 0; k < kQuads; ++k) {
+    BITSHARD_UNROLL
+    for (int j = 0; j < core::kQuadElems; ++j) {
+      p[k].at[j] = StepElement<Rule>(hyper, g[k].at[j], p[k].at[j], &s1[k].at[j], &s2[k].at[j]);
+    }
+    StoreParameter(shape, block, k, p[k]);
+  }
+  first.Store(block, s1);
+  if constexpr (Rule::kNumStates == 2) second.Store(block, s2);
+}
+
+template <class Rule>
+__device__ void LoadTables(const CodecTables& from, CodecTables* to) {
+  constexpr int kCount = Rule::kNumStates * kTableQuads;
+  for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kThreads) {
+    reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(&from)[i];
+  }
+  __syncthreads();
+}
+
+// The run that holds `block`.
+__device__ const TableRun* FindRun(const LaunchShape& shape, int64_t block) {
+  int64_t low = 0, high = shape.num_runs - 1;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (block < shape.runs[middle].end_block) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return shape.runs + low;
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kMinCtas)
+    StepKernel(ElementHyper<Rule> hyper, LaunchShape shape) {
+  BITSHARD_SHARED(CodecTables, tables);
+  LoadTables<Rule>(*shape.tables, &tables);
+  const int64_t warp = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  const int64_t num_warps = int64_t{gridDim.x} * kWarps;
+  const int64_t begin = shape.num_blocks * warp / num_warps;
+  const int64_t end = shape.num_blocks * (warp + 1) / num_warps;
+  if (begin == end) return;
+  Block block = {};
+  block.lane = static_cast<int>(threadIdx.x) % kWarp;
+  block.run = nullptr;
+  for (int64_t b = begin; b < end; ++b) {
+    if (block.run == nullptr || b >= block.run->end_block) {
+      block.run = FindRun(shape, b);
+      if (shape.rounding == Rounding::kStochastic)
+        block.rounding_key = RoundingKey(shape.seed, shape.step, block.run->run.tensor);
+    }
+    block.index = b - block.run->first_block;
+    block.begin = block.index * kBlock;
+    const int64_t left = block.run->run.elems - block.begin;
+    block.elems = static_cast<int>(left < kBlock ? left : kBlock);
+    block.whole = block.run->aligned != 0 && left >= kBlock;
+    StepBlock<Rule>(hyper, shape, tables, block);
+  }
+}
+
+// --- host ---
+
+bool IsAligned(const StepRun& run, const StepArgs& args) {
+  const auto ok = [](DType type, const void* p) { return core::IsQuadAligned(type, p); };
+  const auto states = {run.state1, run.state2, run.master};
+  const auto codes = {run.codes1, run.codes2};
+  return ok(args.parameter_type, run.parameter) && ok(args.gradient_type, run.gradient) &&
+         std::all_of(states.begin(), states.end(),
+                     [&](float* p) { return ok(DType::kFloat32, p); }) &&
+         std::all_of(codes.begin(), codes.end(), [&](uint8_t* p) { return ok(DType::kUInt8, p); });
+}
+
+struct FreeDevice {
+  void operator()(void* p) const { cudaFree(p); }
+};
+struct FreePinned {
+  void operator()(void* p) const { cudaFreeHost(p); }
+};
+struct DestroyEvent {
+  void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
+};
+using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, DestroyEvent>;
+
+class Stepper : public CudaStepper {
+ public:
+  explicit Stepper(const CudaStepperOptions& options) : options_(options) {}
+  // Copies from the pinned tables may be on their way. An error will be reported where the caller
+  // waits next.
+  ~Stepper() override { cudaStreamSynchronize(options_.stream); }
+
+  absl::Status Init();
+  absl::Status Step(const StepArgs& args) override;
+
+ private:
+  // A table on its way to the device.
+  struct Upload {
+    std::unique_ptr<TableRun[], FreePinned> runs;
+    Event taken;
+  };
+  absl::Status SendTable(const std::vector<TableRun>& table);
+  template <class Rule>
+  absl::Status Launch(const StepArgs& args, int64_t num_blocks);
+
+  const CudaStepperOptions options_;
+  int64_t max_ctas_ = 0;
+  std::unique_ptr<CodecTables, FreeDevice> tables_;
+  std::unique_ptr<TableRun[], FreeDevice> runs_;
+  std::vector<TableRun> sent_;  // What runs_ holds, once the stream gets there.
+  std::array<Upload, 4> uploads_;
+  size_t next_upload_ = 0;
+};
+
+template <class T, class Pointer>
+absl::Status AllocateDevice(int64_t count, Pointer* out) {
+  void* p = nullptr;
+  BITSHARD_RETURN_IF_ERROR(
+      BITSHARD_CUDA_STATUS(cudaMalloc(&p, static_cast<size_t>(count) * sizeof(T))));
+  out->reset(static_cast<T*>(p));
+  return absl::OkStatus();
+}
+
+absl::Status Stepper::Init() {
+  if (options_.max_runs < 1)
+    return core::ConfigError(
+        absl::StrCat("CudaStepper: max_runs is ", options_.max_runs, ", want at least 1"));
+  int device = 0, multiprocessors = 0;
+  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaGetDevice(&device)));
+  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)));
+  max_ctas_ = multiprocessors * kCtasPerMultiprocessor;
+  BITSHARD_RETURN_IF_ERROR(AllocateDevice<CodecTables>(1, &tables_));
+  BITSHARD_RETURN_IF_ERROR(AllocateDevice<TableRun>(options_.max_runs, &runs_));
+  for (Upload& upload : uploads_) {
+    void* p = nullptr;
+    BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
+        cudaMallocHost(&p, static_cast<size_t>(options_.max_runs) * sizeof(TableRun))));
+    upload.runs.reset(static_cast<TableRun*>(p));
+    cudaEvent_t event = nullptr;
+    BITSHARD_RETURN_IF_ERROR(
+        BITSHARD_CUDA_STATUS(cudaEventCreateWithFlags(&event, cudaEventDisableTiming)));
+    upload.taken.reset(event);
+  }
+  // From pageable memory: read before the call returns.
+  const CodecTables tables = {quant::SignedDynamicCodecTable(), quant::UnsignedDynamicCodecTable()};
+  return BITSHARD_CUDA_STATUS(cudaMemcpyAsync(tables_.get(), &tables, sizeof tables,
+                                              cudaMemcpyHostToDevice, options_.stream));
+}
+
+absl::Status Stepper::SendTable(const std::vector<TableRun>& table) {
+  const size_t bytes = table.size() * sizeof(TableRun);
+  if (table.size() == sent_.size() && std::memcmp(table.data(), sent_.data(), bytes) == 0)
+    return absl::OkStatus();
+  Upload& upload = uploads_[next_upload_];
+  next_upload_ = (next_upload_ + 1) % uploads_.size();
+  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaEventSynchronize(upload.taken.get())));
+  std::copy(table.begin(), table.end(), upload.runs.get());
+  sent_.clear();
+  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaMemcpyAsync(
+      runs_.get(), upload.runs.get(), bytes, cudaMemcpyHostToDevice, options_.stream)));
+  BITSHARD_RETURN_IF_ERROR(
+      BITSHARD_CUDA_STATUS(cudaEventRecord(upload.taken.get(), options_.stream)));
+  sent_ = table;
+  return absl::OkStatus();
+}
+
+template <class Rule>
+absl::Status Stepper::Launch(const StepArgs& args, int64_t num_blocks) {
+  const LaunchShape shape = {.runs = runs_.get(),
+                             .tables = tables_.get(),
+                             .num_runs = static_cast<int64_t>(sent_.size()),
+                             .num_blocks = num_blocks,
+                             .parameter_type = args.parameter_type,
+                             .gradient_type = args.gradient_type,
+                             .rounding = args.rounding,
+                             .seed = args.seed,
+                             .step = args.hyper.step};
+  const int64_t ctas = std::min(max_ctas_, (num_blocks + kWarps - 1) / kWarps);
+  return core::Launch("optimizer step", StepKernel<Rule>, dim3(static_cast<unsigned>(ctas)),
+                      dim3(kThreads), 0, options_.stream, MakeElementHyper<Rule>(args.hyper),
+                      shape);
+}
+
+absl::Status Stepper::Step(const StepArgs& args) {
+  const std::string fault = StepArgsFault(args);
+  if (!fault.empty()) return core::ConfigError(absl::StrCat("optimizer step: ", fault));
+  if (static_cast<int64_t>(args.runs.size()) > options_.max_runs) {
+    return core::ConfigError(absl::StrCat("optimizer step: got ", args.runs.size(),
+                                          " runs, want at most max_runs, ", options_.max_runs));
+  }
+  std::vector<TableRun> table;
+  table.reserve(args.runs.size());
+  int64_t blocks = 0;
+  for (const StepRun& run : args.runs) {
+    if (run.elems == 0) continue;
+    table.push_back({.run = run,
+                     .first_block = blocks,
+                     .end_block = blocks + run.num_blocks(),
+                     .aligned = IsAligned(run, args) ? 1 : 0});
+    blocks += run.num_blocks();
+  }
+  if (blocks == 0) return absl::OkStatus();
+  BITSHARD_RETURN_IF_ERROR(SendTable(table));
+  return WithRule(args.algorithm, [&](auto rule) { return Launch<decltype(rule)>(args, blocks); });
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaStepper>> CudaStepper::Create(
+    const CudaStepperOptions& options) {
+  auto stepper = std::make_unique<Stepper>(options);
+  BITSHARD_RETURN_IF_ERROR(stepper->Init());
+  return stepper;
+}
+
+}  // namespace bitshard::optim

@@ -1,0 +1,87 @@
+// One access in 64 bits, and the rules of clock.h on it.
+//
+//   63..36 tick   35..26 thread   25..24 flags   23..0 pc, from the begin of the program
+#ifndef BITSHARD_TESTS_CUDAHOST_CHECK_RECORD_H_
+#define BITSHARD_TESTS_CUDAHOST_CHECK_RECORD_H_
+
+#include <cstdint>
+
+#include "tests/cudahost/clock.h"
+
+extern "C" const char __executable_start;
+
+namespace cudahost {
+
+struct Record {
+  uint64_t writer;
+  uint64_t reader;
+};
+
+// Flags of a reader: since the last write that they are ordered with, how many have read.
+inline constexpr uint64_t kOneReader = 0;
+inline constexpr uint64_t kSeveralLanes = 1;
+inline constexpr uint64_t kSeveralWarps = 2;
+inline constexpr uint64_t kSeveralBlocks = 3;
+// Flag of a writer.
+inline constexpr uint64_t kAtomicWriter = 1;
+// The reader of a word whose bytes have records of their own.
+inline constexpr uint64_t kSplit = ~uint64_t{0};
+
+inline uint32_t TickOf(uint64_t word) { return static_cast<uint32_t>(word >> 36); }
+inline uint32_t ThreadOf(uint64_t word) { return static_cast<uint32_t>(word >> 26) & 1023; }
+inline uint64_t FlagsOf(uint64_t word) { return word >> 24 & 3; }
+inline uint64_t WithFlags(uint64_t word, uint64_t flags) { return word | flags << 24; }
+inline uintptr_t PcOf(uint64_t word) {
+  return (word & 0xFFFFFF) + reinterpret_cast<uintptr_t>(&__executable_start);
+}
+
+// The running thread's access, with no flags.
+inline uint64_t ThisAccess(uintptr_t pc) {
+  const uint64_t offset = pc - reinterpret_cast<uintptr_t>(&__executable_start);
+  return uint64_t{g_clock.thread_tick} << 36 | uint64_t{g_clock.thread} << 26 |
+         (offset < 0x1000000 ? offset : 0);
+}
+
+// `floor`: accesses before this tick do not count; the begin of the launch, for shared memory that
+// of the block.
+inline bool ConflictsWithWriter(uint64_t writer, uint32_t floor) {
+  const uint32_t tick = TickOf(writer);
+  if (tick < floor) return false;
+  if (tick < g_clock.block) return true;
+  if (tick < g_clock.barrier) return false;
+  const uint32_t thread = ThreadOf(writer);
+  if (thread == g_clock.thread) return false;
+  if (thread / kLanes != g_clock.thread / kLanes) return true;
+  return !OrderedInWarp(tick, thread);
+}
+
+inline bool ConflictsWithReader(uint64_t reader, uint32_t floor) {
+  if (TickOf(reader) < floor) return false;
+  const uint64_t flags = FlagsOf(reader);
+  if (flags == kOneReader) return ConflictsWithWriter(reader, floor);
+  if (flags == kSeveralBlocks || TickOf(reader) < g_clock.block) return true;
+  if (TickOf(reader) < g_clock.barrier) return false;
+  if (flags == kSeveralWarps || ThreadOf(reader) / kLanes != g_clock.thread / kLanes) return true;
+  // Which lanes is not known: after a partial __syncwarp this may miss a race.
+  return TickOf(reader) >= g_clock.warp->full_sync && !g_clock.warp->partial;
+}
+
+// The reader to remember when the running thread reads what `before` has read.
+inline uint64_t MergeReader(uint64_t before, uint64_t access, uint32_t floor) {
+  const uint32_t tick = TickOf(before);
+  if (tick < floor) return access;
+  const uint64_t flags = FlagsOf(before);
+  if (tick < g_clock.block || flags == kSeveralBlocks) return WithFlags(access, kSeveralBlocks);
+  if (tick < g_clock.barrier) return access;
+  const uint32_t thread = ThreadOf(before);
+  if (thread == g_clock.thread) return WithFlags(access, flags);
+  if (flags == kSeveralWarps || thread / kLanes != g_clock.thread / kLanes) {
+    return WithFlags(access, kSeveralWarps);
+  }
+  if (tick < g_clock.warp->full_sync) return access;
+  return WithFlags(access, kSeveralLanes);
+}
+
+}  // namespace cudahost
+
+#endif  // BITSHARD_TESTS_CUDAHOST_CHECK_RECORD_H_

@@ -1,0 +1,207 @@
+// Kernels with one error each; tests/cudahost/selftest/faults_test.cc knows the reports. A line
+// that a report must name ends with the comment `// HERE` or `// THERE`.
+#include <array>
+#include <string>
+#include <utility>
+
+#include "core/launch.h"
+#include "tests/cudahost/selftest/kernels.h"
+
+namespace cudahost::selftest {
+namespace {
+
+using Tile = bitshard::core::SharedArray<float, 256>;
+
+__device__ uint32_t Index() { return blockIdx.x * blockDim.x + threadIdx.x; }
+
+// --- divergence ---
+
+__global__ void BarrierInBranch(Buffers b) {
+  if (threadIdx.x % 64 < 63) __syncthreads();  // HERE
+  b.out[Index()] = 1;
+}
+
+__global__ void DifferentBarriers(Buffers b) {
+  if (threadIdx.x < 32) {
+    __syncthreads();  // HERE
+  } else {
+    __syncthreads();  // THERE
+  }
+  b.out[Index()] = 1;
+}
+
+__global__ void EarlyReturn(Buffers b) {
+  if (Index() >= 100) return;
+  const float x = __shfl_xor_sync(~0u, b.in[Index()], 1);  // HERE
+  b.out[Index()] = x;
+}
+
+__global__ void OutsideItsMask(Buffers b) {
+  b.out[Index()] = __shfl_sync(0x0000FFFFu, b.in[Index()], 0);  // HERE
+}
+
+__global__ void BeyondTheBlock(Buffers b) {
+  b.out[Index()] = __shfl_sync(~0u, b.in[Index()], 0);  // HERE
+}
+
+__global__ void DifferentCalls(Buffers b) {
+  float x = b.in[Index()];
+  if (threadIdx.x % 32 < 16) {
+    x = __shfl_sync(~0u, x, 0);  // HERE
+  } else {
+    x = __shfl_sync(~0u, x, 1);  // THERE
+  }
+  b.out[Index()] = x;
+}
+
+__global__ void HalfMask(Buffers b) {
+  float x = b.in[Index()];
+  if (threadIdx.x % 32 < 16) x = __shfl_xor_sync(0x0000FFFFu, x, 16);  // HERE
+  b.out[Index()] = x;
+}
+
+__global__ void Deadlock(Buffers b) {
+  if (threadIdx.x % 32 == 5) __syncthreads();           // HERE
+  b.out[Index()] = __shfl_sync(~0u, b.in[Index()], 5);  // THERE
+  if (threadIdx.x % 32 != 5) __syncthreads();
+}
+
+__global__ void BadWidth(Buffers b) {
+  b.out[Index()] = __shfl_sync(~0u, b.in[Index()], 0, 12);  // HERE
+}
+
+// --- memory ---
+
+// n is one less than there are threads.
+__global__ void ReadPastEnd(Buffers b) {
+  if (int64_t{Index()} <= b.n) b.out[Index()] = b.in[Index()];  // HERE
+}
+
+__global__ void WritePastEnd(Buffers b) {
+  if (int64_t{Index()} <= b.n) b.out[Index()] = 1;  // HERE
+}
+
+__global__ void WriteBeforeBegin(Buffers b) { b.bytes[int64_t{Index()} - 1] = 1; }  // HERE
+
+__global__ void TableLoopTooLong(Buffers b) {
+  BITSHARD_SHARED(Tile, table);
+  for (uint32_t k = threadIdx.x; k <= 256; k += blockDim.x) table.at[k] = 0;  // HERE
+  __syncthreads();
+  b.out[Index()] = table.at[0];
+}
+
+__global__ void UninitialisedDevice(Buffers b) { b.out[Index()] = b.in[Index()]; }  // HERE
+
+__global__ void NoBarrierAfterLoad(Buffers b) {
+  BITSHARD_SHARED(Tile, table);
+  table.at[threadIdx.x] = b.in[Index()];
+  b.out[Index()] = table.at[255 - threadIdx.x];  // HERE
+}
+
+__global__ void OnlyOneLaneStores(Buffers b) {
+  BITSHARD_SHARED(Tile, sums);
+  if (threadIdx.x == 0) sums.at[0] = b.in[Index()];
+  __syncthreads();
+  b.out[Index()] = sums.at[threadIdx.x / 32];  // HERE
+}
+
+__global__ void ScratchReused(Buffers b) {
+  BITSHARD_SHARED(Tile, scratch);
+  scratch.at[threadIdx.x] = b.in[Index()];
+  __syncthreads();
+  const float other = scratch.at[(threadIdx.x + 64) % 256];  // THERE
+  scratch.at[threadIdx.x] = other;                           // HERE
+  __syncthreads();
+  b.out[Index()] = scratch.at[threadIdx.x];
+}
+
+__global__ void TwoBlocksOneWord(Buffers b) {
+  if (threadIdx.x == 0) b.words[0] = blockIdx.x;  // HERE
+}
+
+__global__ void TwoThreadsOneWord(Buffers b) { b.words[Index() / 2] = 1; }  // HERE
+
+__global__ void BlocksReadAndWrite(Buffers b) {
+  const float x = b.out[0];            // THERE
+  if (Index() == 0) b.out[0] = x + 1;  // HERE
+  b.words[Index()] = static_cast<uint32_t>(x);
+}
+
+__global__ void BytesOfOneWord(Buffers b) {
+  b.bytes[Index()] = 1;                                           // THERE
+  if (Index() == 9) reinterpret_cast<uint32_t*>(b.bytes)[1] = 5;  // HERE
+}
+
+__global__ void NoSyncwarp(Buffers b) {
+  BITSHARD_SHARED(Tile, tile);
+  tile.at[threadIdx.x] = 0;
+  __syncthreads();
+  tile.at[threadIdx.x] = b.in[Index()];                       // THERE
+  const float x = __shfl_sync(~0u, tile.at[threadIdx.x], 0);  // orders no memory
+  b.out[Index()] = x + tile.at[threadIdx.x ^ 1];              // HERE
+}
+
+__global__ void PartialSyncwarp(Buffers b) {
+  BITSHARD_SHARED(Tile, tile);
+  const uint32_t lane = threadIdx.x % 32;
+  tile.at[threadIdx.x] = 0;
+  __syncwarp();
+  tile.at[threadIdx.x] = b.in[Index()];  // THERE
+  __syncwarp(lane < 16 ? 0x0000FFFFu : 0xFFFF0000u);
+  b.out[Index()] = tile.at[threadIdx.x ^ 16];  // HERE
+}
+
+__global__ void AtomicAndPlain(Buffers b) {
+  if (Index() % 64 == 0) {
+    b.words[0] = 1;  // HERE
+  } else {
+    atomicAdd(&b.words[0], 1u);  // THERE
+  }
+}
+
+__global__ void HostPointer(Buffers b) { b.out[Index()] = b.in[Index()]; }  // HERE
+
+using Kernel = void (*)(Buffers);
+constexpr std::array<std::pair<std::string_view, Kernel>, 25> kKernels = {{
+    {"BarrierInBranch", BarrierInBranch},
+    {"DifferentBarriers", DifferentBarriers},
+    {"EarlyReturn", EarlyReturn},
+    {"OutsideItsMask", OutsideItsMask},
+    {"BeyondTheBlock", BeyondTheBlock},
+    {"DifferentCalls", DifferentCalls},
+    {"HalfMask", HalfMask},
+    {"Deadlock", Deadlock},
+    {"BadWidth", BadWidth},
+    {"ReadPastEnd", ReadPastEnd},
+    {"WritePastEnd", WritePastEnd},
+    {"WriteBeforeBegin", WriteBeforeBegin},
+    {"TableLoopTooLong", TableLoopTooLong},
+    {"UninitialisedDevice", UninitialisedDevice},
+    {"NoBarrierAfterLoad", NoBarrierAfterLoad},
+    {"OnlyOneLaneStores", OnlyOneLaneStores},
+    {"ScratchReused", ScratchReused},
+    {"TwoBlocksOneWord", TwoBlocksOneWord},
+    {"TwoThreadsOneWord", TwoThreadsOneWord},
+    {"BlocksReadAndWrite", BlocksReadAndWrite},
+    {"BytesOfOneWord", BytesOfOneWord},
+    {"NoSyncwarp", NoSyncwarp},
+    {"PartialSyncwarp", PartialSyncwarp},
+    {"AtomicAndPlain", AtomicAndPlain},
+    {"HostPointer", HostPointer},
+}};
+
+}  // namespace
+
+absl::Status LaunchFault(std::string_view name, const Shape& shape, const Buffers& buffers,
+                         cudaStream_t stream) {
+  for (const auto& [kernel_name, kernel] : kKernels) {
+    if (kernel_name != name) continue;
+    return bitshard::core::Launch(kernel_name.data(), kernel, shape.grid, shape.block,
+                                  shape.dynamic_shared_bytes, stream, buffers);
+  }
+  return absl::NotFoundError("no kernel " + std::string(name));
+}
+
+float ReadOnHost(const float* p) { return *p; }  // HERE
+
+}  // namespace cudahost::selftest

@@ -1,0 +1,40 @@
+// Where the region of tests/cudahost/heap.h and its shadow lie. The addresses are constants, so
+// that a check is a few instructions; what is never touched costs nothing.
+//
+//   region         1 byte      the buffers
+//   states         1 byte each a set of kLive, kInitialised, kHostVisible; 0: a gap or freed
+//   records        16 bytes for 4 bytes: last writer and reader of an aligned word
+//   byte records   16 bytes for 1 byte: the same, in use where a word was touched in parts
+#ifndef BITSHARD_TESTS_CUDAHOST_SHADOW_H_
+#define BITSHARD_TESTS_CUDAHOST_SHADOW_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cudahost {
+
+inline constexpr uintptr_t kRegion = 0x2000'0000'0000;
+inline constexpr uintptr_t kRegionBytes = 0x10'0000'0000;  // 64 GiB of addresses, not of memory
+inline constexpr uintptr_t kStates = 0x2100'0000'0000;
+inline constexpr uintptr_t kRecords = 0x2200'0000'0000;
+inline constexpr uintptr_t kByteRecords = 0x2400'0000'0000;
+// The arena of block-shared memory begins the region.
+inline constexpr uintptr_t kSharedBytes = 1 << 20;
+
+inline constexpr uint8_t kLive = 1;
+inline constexpr uint8_t kInitialised = 2;
+inline constexpr uint8_t kHostVisible = 4;  // Managed or pinned.
+
+inline bool InRegion(uintptr_t p) { return p - kRegion < kRegionBytes; }
+inline uint8_t* StatesAt(uintptr_t p) {
+  return reinterpret_cast<uint8_t*>(kStates + (p - kRegion));
+}
+
+// Reserves region and shadow once; aborts with a reason where the machine refuses.
+void ReserveRegion();
+// Forgets every access.
+void ClearRecords();
+
+}  // namespace cudahost
+
+#endif  // BITSHARD_TESTS_CUDAHOST_SHADOW_H_

@@ -16,7 +16,10 @@ using testing::HasSubstr;
 class NcclCommunicatorTest : public testing::Test {
  protected:
   NcclCommunicatorTest() { cudahost::Reset(); }
-  ~NcclCommunicatorTest() override { cudahost::SetNcclFaults({}); }
+  ~NcclCommunicatorTest() override {
+    cudahost::SetNcclFaults({});
+    EXPECT_THAT(cudahost::LiveObjects(), testing::IsEmpty());
+  }
 };
 
 TEST_F(NcclCommunicatorTest, MovesAndSumsDeviceMemory) {

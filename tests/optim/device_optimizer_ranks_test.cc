@@ -3,10 +3,14 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <string>
 #include <vector>
 
+#include "comm/device_gradient_reducer.h"
+#include "comm/gradient_reducer.h"
 #include "comm/mpi_communicator.h"
 #include "comm/nccl_communicator.h"
 #include "core/error.h"
@@ -104,6 +108,98 @@ TEST_P(DeviceOptimizerOverNccl, HasTheBitsOfTheHostsEngineOverMpi) {
   }
   EXPECT_TRUE(devices->status().ok()) << devices->status();
   EXPECT_TRUE(job->Barrier().ok());
+}
+
+// Six leave ranks several nodes of the tree, eight one each; with 4 ranks, six are not shared
+// evenly.
+class DeviceTrainingOverNccl : public testing::TestWithParam<int64_t> {};
+INSTANTIATE_TEST_SUITE_P(MicroBatches, DeviceTrainingOverNccl, testing::Values(6, 8));
+
+float LeafGradient(int64_t step, int64_t micro, int64_t e) {
+  const core::Philox4 random =
+      core::Philox(9, static_cast<uint64_t>(e), static_cast<uint64_t>(step * 100 + micro));
+  return std::ldexp(core::UniformFloat(random.word[0]) - 0.5f,
+                    static_cast<int>(random.word[1] % 13) - 6);
+}
+
+struct Reducers {
+  comm::GradientReducer* host = nullptr;
+  comm::DeviceGradientReducer* device = nullptr;
+  cudaStream_t stream = nullptr;
+};
+
+// Gives both this rank's micro-batches of the step. Backward finishes tensors in order.
+void WriteGradients(const core::FlatLayout& layout, int64_t step, int64_t micro_batches,
+                    const Reducers& to) {
+  const comm::MicroBatchRange range =
+      comm::MicroBatchesOf(job->rank(), job->world_size(), micro_batches);
+  to.host->BeginStep();
+  to.device->BeginStep();
+  for (int64_t micro = range.begin; micro < range.end; ++micro) {
+    to.host->BeginMicroBatch();
+    to.device->BeginMicroBatch();
+    for (int64_t i = 0; i < layout.num_tensors(); ++i) {
+      const core::FlatTensor& tensor = layout.tensor(i);
+      std::vector<float> gradient;
+      for (int64_t e = 0; e < tensor.numel; ++e)
+        gradient.push_back(LeafGradient(step, micro, tensor.offset() + e));
+      ASSERT_EQ(cudaMemcpyAsync(to.device->leaf() + tensor.offset(), gradient.data(),
+                                gradient.size() * sizeof(float), cudaMemcpyHostToDevice, to.stream),
+                cudaSuccess);
+      std::copy(gradient.begin(), gradient.end(), to.host->leaf().begin() + tensor.offset());
+      const absl::Status on_host = to.host->TensorReady(i), on_device = to.device->TensorReady(i);
+      ASSERT_TRUE(on_host.ok() && on_device.ok()) << on_host << " " << on_device;
+    }
+  }
+}
+
+// From the gradients of micro-batches over the reduction, the norm and the step to everybody's
+// parameters.
+TEST_P(DeviceTrainingOverNccl, HasTheBitsOfTheHostOverMpi) {
+  const core::FlatLayout layout = Layout();
+  const comm::ShardMap shards(layout, job->world_size(), 1 << 18);
+  const core::TestStream stream;
+  const ShardedOptimizerOptions on_host{.name = *ParseOptimizerName("adamw_8bit"),
+                                        .weight_decay = 0.1};
+  auto host = ShardedOptimizer::Create(layout, shards, job, on_host);
+  auto device = DeviceOptimizer::Create(
+      layout, shards, devices,
+      {.shard = {.name = on_host.name, .stream = stream.get()}, .weight_decay = 0.1});
+  auto host_reducer =
+      comm::GradientReducer::Create(layout, shards, job, {.micro_batches_per_step = GetParam()});
+  auto device_reducer = comm::DeviceGradientReducer::Create(
+      layout, shards, devices, {.micro_batches_per_step = GetParam(), .stream = stream.get()});
+  ASSERT_TRUE(host.ok() && device.ok()) << host.status() << " " << device.status();
+  ASSERT_TRUE(host_reducer.ok() && device_reducer.ok())
+      << host_reducer.status() << " " << device_reducer.status();
+  const double scale = 1.0 / static_cast<double>(GetParam());
+  std::vector<float> parameters(static_cast<size_t>(layout.padded_elems()), 0.25f);
+  const core::DeviceArray<float> arena(parameters, stream.get());
+  for (int64_t step = 1; step <= 3; ++step) {
+    ASSERT_NO_FATAL_FAILURE(WriteGradients(
+        layout, step, GetParam(),
+        {.host = host_reducer->get(), .device = device_reducer->get(), .stream = stream.get()}));
+    const auto sum = (*host_reducer)->FinishStep();
+    const auto device_sum = (*device_reducer)->FinishStep();
+    ASSERT_TRUE(sum.ok() && device_sum.ok()) << sum.status() << " " << device_sum.status();
+    const auto norm = (*host)->GradientNorm(*sum, scale);
+    const auto device_norm = (*device)->GradientNorm(*device_sum, scale);
+    ASSERT_TRUE(norm.ok() && device_norm.ok()) << norm.status() << " " << device_norm.status();
+    EXPECT_EQ(*device_norm, *norm);
+    constexpr double kMaxNorm = 1;
+    const auto clipped = [&](double of) { return scale * std::min(1.0, kMaxNorm / of); };
+    const absl::Status stepped = (*host)->Step({.parameters = parameters,
+                                                .gradients = *sum,
+                                                .gradient_scale = clipped(*norm),
+                                                .learning_rate = 1e-2});
+    const absl::Status device_stepped = (*device)->Step({.parameters = arena.data(),
+                                                         .gradients = *device_sum,
+                                                         .gradient_scale = clipped(*device_norm),
+                                                         .learning_rate = 1e-2});
+    ASSERT_TRUE(stepped.ok() && device_stepped.ok()) << stepped << " " << device_stepped;
+    EXPECT_EQ(arena.Get(), parameters) << "step " << step;
+  }
+  EXPECT_TRUE(devices->status().ok()) << devices->status();
 }
 
 int Main(int argc, char** argv) {

@@ -161,7 +161,13 @@ TEST(StepCuda, StepsMoreBlocksThanThereAreWarps) {
   const size_t warps = static_cast<size_t>(multiprocessors) * 64;
   if (warps > 10000)
     GTEST_SKIP() << multiprocessors << " multiprocessors would take too large a tensor";
-  ExpectSameSteps({.steps = 1, .sizes = {warps * 256 / 3, 300}});
+  const std::vector<size_t> sizes = {warps * 256 / 3, 300};
+  ExpectSameSteps({.steps = 1, .sizes = sizes});
+  // Each tensor has random numbers of its own.
+  ExpectSameSteps({.parameter_type = DType::kBFloat16,
+                   .rounding = Rounding::kStochastic,
+                   .steps = 1,
+                   .sizes = sizes});
 }
 
 TEST(StepCuda, CutsOfATensorRoundWithTheSameRandomNumbers) {

@@ -85,6 +85,22 @@ TEST_F(OnStandIn, ManagedPagesMoveByPlanAlone) {
   EXPECT_EQ(moved.bytes_to_host, pager.counters().bytes_written);
 }
 
+// So that an access from the device would be carried out where the page is, and not move it.
+TEST_F(OnStandIn, ManagedPagesPreferTheHost) {
+  auto buffer = MakeDeviceBuffer(DeviceTier::kManaged, 2);
+  const Stream stream = *Stream::Create();
+  ASSERT_TRUE(buffer->BeginWalk().ok());
+  const absl::StatusOr<std::byte*> page = buffer->Acquire(0, stream.get());
+  ASSERT_TRUE(page.ok()) << page.status();
+  int preferred = cudaInvalidDeviceId;
+  ASSERT_EQ(cudaMemRangeGetAttribute(&preferred, sizeof preferred,
+                                     cudaMemRangeAttributePreferredLocation, *page, kSystemPage),
+            cudaSuccess);
+  EXPECT_EQ(preferred, cudaCpuDeviceId);
+  ASSERT_TRUE(buffer->Release(0, stream.get(), {}).ok());
+  ASSERT_TRUE(buffer->EndWalk().ok());
+}
+
 TEST_F(OnStandIn, TheManagedPagerFallsBackToPinnedMemoryAndSaysSo) {
   for (const bool refused : {false, true}) {
     Start({.concurrent_managed_access = refused});

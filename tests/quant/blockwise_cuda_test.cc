@@ -11,12 +11,14 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <string>
 
 #include "core/numeric.h"
 #include "quant/codebook.h"
 #include "tests/cudahost/selftest/device_array.h"
 
 #if defined(BITSHARD_ON_CUDAHOST)
+#include "tests/cudahost/runtime.h"
 #include "tests/cudahost/sched.h"
 #endif
 
@@ -256,10 +258,10 @@ TEST_P(BlockwiseCuda, HalfPrecisionIsWidenedAndRoundedOnce) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, BlockwiseCuda,
-                         testing::Values(Size{1, 32}, Size{1003, 32}, Size{2048, 64},
-                                         Size{2049, 64}, Size{1023, 128}, Size{255, 256},
-                                         Size{257, 256}, Size{5 * 256 + 7, 256}, Size{3000, 512},
-                                         Size{4097, 4096}, Size{9000, 4096}),
+                         testing::Values(Size{1, 32}, Size{1002, 32}, Size{1003, 32},
+                                         Size{2048, 64}, Size{2049, 64}, Size{1023, 128},
+                                         Size{255, 256}, Size{257, 256}, Size{5 * 256 + 7, 256},
+                                         Size{3000, 512}, Size{4097, 4096}, Size{9000, 4096}),
                          testing::PrintToStringParamName());
 
 TEST(BlockwiseCuda, RefusesWhatTheCpuRefuses) {
@@ -272,6 +274,15 @@ TEST(BlockwiseCuda, RefusesWhatTheCpuRefuses) {
             absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(Dequantize4BitCuda({.n = 0}).ok());
 }
+
+#if defined(BITSHARD_ON_CUDAHOST)
+TEST(BlockwiseCuda, NamesTheKernelThatIsNotLaunched) {
+  cudahost::FailCall("kernel", 1, cudaErrorLaunchOutOfResources);
+  const absl::Status status = Dequantize4BitCuda({.n = 64, .block_size = 64});
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal) << status;
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("Dequantize4BitCuda"));
+}
+#endif
 
 }  // namespace
 }  // namespace bitshard::quant

@@ -1,0 +1,236 @@
+#include "comm/device_gradient_reducer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "comm/internal/device_memory.h"
+#include "comm/internal/reduction_plan.h"
+#include "comm/tree_sum_cuda.h"
+#include "core/check.h"
+#include "core/cuda_status.h"
+#include "core/error.h"
+#include "core/status_macros.h"
+
+namespace bitshard::comm {
+namespace {
+
+using core::kBlockElems;
+using internal::DeviceFloats;
+using internal::Elems;
+using internal::ReductionPlan;
+
+// In kFast a rank's tree is over its own micro-batches, so that one sum is left.
+internal::ReductionStep MakeStep(const core::FlatLayout& layout, const ReductionPlan& plan,
+                                 const DeviceGradientReducerOptions& options) {
+  if (options.reduction == DeviceReduction::kOrdered) {
+    return internal::ReductionStep(layout, plan.shards, plan.range, options.micro_batches_per_step);
+  }
+  const int64_t own = plan.range.end - plan.range.begin;
+  return internal::ReductionStep(layout, plan.shards, {0, own}, own);
+}
+
+absl::Status CheckParts(const ReductionPlan& plan) {
+  if (plan.merges.size() <= kMaxTreeParts) return absl::OkStatus();
+  return core::ConfigError(absl::StrCat(
+      "the ranks send ", plan.merges.size(), " partial sums of gradients, one launch adds at most ",
+      kMaxTreeParts, ": give each rank a power of two of micro-batches, so that it sends one"));
+}
+
+class TreeReducer : public DeviceGradientReducer {
+ public:
+  TreeReducer(const core::FlatLayout& layout, const ShardMap& shards, DeviceCommunicator* comm,
+              const DeviceGradientReducerOptions& options)
+      : layout_(layout),
+        comm_(comm),
+        options_(options),
+        plan_(layout, shards, comm->rank(), options.micro_batches_per_step),
+        step_(MakeStep(layout, plan_, options)) {}
+  // An error shows where the communicator is asked next.
+  ~TreeReducer() override {
+    if (sending_ != nullptr) (void)cudaStreamSynchronize(sending_.get());
+    (void)cudaStreamSynchronize(options_.stream);
+  }
+
+  absl::Status Init();
+  void BeginStep() override {
+    BITSHARD_CHECK(!in_flight_) << "BeginStep before FinishStep";
+    step_.Begin();
+  }
+  void BeginMicroBatch() override { step_.BeginMicroBatch(); }
+  float* leaf() override { return buffers_[step_.leaf()].get(); }
+  absl::Status TensorReady(int64_t index) override;
+  absl::StatusOr<const float*> FinishStep() override;
+
+ private:
+  bool fast() const { return options_.reduction == DeviceReduction::kFast; }
+  // The longest run of a bucket: a reduce-scatter's runs have one length.
+  int64_t MostElems(int64_t bucket) const {
+    int64_t most = 0;
+    for (int r = 0; r < comm_->world_size(); ++r)
+      most = std::max(most, Elems(plan_.shards.Run(bucket, r)));
+    return most;
+  }
+  int64_t ReceiveElems(int64_t bucket) const {
+    return fast() ? MostElems(bucket) * comm_->world_size() : plan_.ReceiveElems(bucket);
+  }
+  float* ShardOf(int64_t bucket) const {
+    return shard_.get() + plan_.shard_offset[static_cast<size_t>(bucket)];
+  }
+  absl::Status MergeLeaf(core::BlockRange blocks);
+  absl::Status Wait(cudaStream_t waiting, cudaStream_t done);
+  absl::Status Send(int64_t bucket);
+  absl::Status SendOrdered(int64_t bucket);
+  absl::Status SendFast(int64_t bucket);
+
+  const core::FlatLayout layout_;
+  DeviceCommunicator* const comm_;
+  const DeviceGradientReducerOptions options_;
+  const ReductionPlan plan_;
+  internal::ReductionStep step_;
+  std::vector<DeviceFloats> buffers_;  // The leaf and the partial sums; which is which changes.
+  DeviceFloats shard_;
+  // Of the bucket that is on the way. One is enough: the next collective starts when the sums of
+  // this one have read it, which takes the device a small part of what the network takes.
+  DeviceFloats received_;
+  internal::Stream sending_;
+  internal::Event done_;
+  bool in_flight_ = false;  // Buckets were sent that the stream of the options does not wait for.
+};
+
+absl::Status TreeReducer::Init() {
+  if (!fast()) BITSHARD_RETURN_IF_ERROR(CheckParts(plan_));
+  for (size_t i = 0; i < step_.num_buffers(); ++i) {
+    BITSHARD_ASSIGN_OR_RETURN(
+        DeviceFloats buffer,
+        internal::AllocateFloats(plan_.arena_elems,
+                                 i == 0 ? "gradients" : "partial sums of gradients",
+                                 options_.stream));
+    buffers_.push_back(std::move(buffer));
+  }
+  if (plan_.in_place()) return absl::OkStatus();
+  int64_t received = 0;
+  for (int64_t bucket = 0; bucket < plan_.shards.num_buckets(); ++bucket)
+    received = std::max(received, ReceiveElems(bucket));
+  BITSHARD_ASSIGN_OR_RETURN(
+      received_, internal::AllocateFloats(received, "gradients of other ranks", options_.stream));
+  // A block more: see SendFast.
+  BITSHARD_ASSIGN_OR_RETURN(shard_,
+                            internal::AllocateFloats(plan_.shard_elems + (fast() ? kBlockElems : 0),
+                                                     "the summed gradient shard", options_.stream));
+  BITSHARD_ASSIGN_OR_RETURN(sending_, internal::MakeStream());
+  BITSHARD_ASSIGN_OR_RETURN(done_, internal::MakeEvent());
+  return absl::OkStatus();
+}
+
+absl::Status TreeReducer::TensorReady(int64_t index) {
+  BITSHARD_RETURN_IF_ERROR(step_.MarkReady(index));
+  BITSHARD_RETURN_IF_ERROR(MergeLeaf(layout_.tensor(index).blocks));
+  while (const std::optional<int64_t> bucket = step_.NextBucket())
+    BITSHARD_RETURN_IF_ERROR(Send(*bucket));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<const float*> TreeReducer::FinishStep() {
+  BITSHARD_RETURN_IF_ERROR(step_.Finish());
+  if (plan_.in_place()) return buffers_[step_.PartBuffer(0)].get();
+  // The next step's gradients too wait for what the sends read.
+  BITSHARD_RETURN_IF_ERROR(Wait(options_.stream, sending_.get()));
+  in_flight_ = false;
+  return shard_.get();
+}
+
+// Does the additions that the leaf completes, for some of its blocks.
+absl::Status TreeReducer::MergeLeaf(core::BlockRange blocks) {
+  const std::vector<size_t> carry = step_.Carry();
+  if (carry.size() == 1) return absl::OkStatus();
+  float* const out = buffers_[carry.back()].get() + blocks.begin * kBlockElems;
+  TreeSumCudaArgs sum{.parts = {},
+                      .merges = std::vector<int>(carry.size(), 0),
+                      .n = Elems(blocks),
+                      .out = out,
+                      .stream = options_.stream};
+  for (size_t i = carry.size(); i-- > 0;)
+    sum.parts.push_back(buffers_[carry[i]].get() + blocks.begin * kBlockElems);
+  sum.merges.back() = static_cast<int>(carry.size()) - 1;
+  return TreeSumCuda(sum);
+}
+
+absl::Status TreeReducer::Wait(cudaStream_t waiting, cudaStream_t done) {
+  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaEventRecord(done_.get(), done)));
+  return BITSHARD_CUDA_STATUS(cudaStreamWaitEvent(waiting, done_.get(), 0));
+}
+
+// On a stream of its own, so that backward goes on.
+absl::Status TreeReducer::Send(int64_t bucket) {
+  if (plan_.in_place()) return absl::OkStatus();
+  in_flight_ = true;
+  BITSHARD_RETURN_IF_ERROR(Wait(sending_.get(), options_.stream));
+  return fast() ? SendFast(bucket) : SendOrdered(bucket);
+}
+
+absl::Status TreeReducer::SendOrdered(int64_t bucket) {
+  internal::ReductionMemory memory{.partials = {}, .received = received_.get()};
+  for (size_t part = 0; part < static_cast<size_t>(plan_.my_nodes); ++part)
+    memory.partials.push_back(buffers_[step_.PartBuffer(part)].get());
+  for (int64_t node = 0; node < plan_.most_nodes; ++node) {
+    const internal::Exchange exchange = plan_.ExchangeOf(bucket, node, memory);
+    BITSHARD_RETURN_IF_ERROR(
+        comm_->StartAllToAll(exchange.send, exchange.receive, exchange.name, sending_.get())
+            .status());
+  }
+  const std::vector<float*> parts = plan_.PartsOf(bucket, memory);
+  return TreeSumCuda({.parts = {parts.begin(), parts.end()},
+                      .merges = plan_.merges,
+                      .n = Elems(plan_.shards.Run(bucket, plan_.rank)),
+                      .out = ShardOf(bucket),
+                      .stream = sending_.get()});
+}
+
+// Runs differ in length by a block; what a shorter one is filled up with comes out after its sum,
+// where the next bucket's is put afterwards.
+absl::Status TreeReducer::SendFast(int64_t bucket) {
+  const int64_t each = MostElems(bucket);
+  const float* const arena = buffers_[step_.PartBuffer(0)].get();
+  for (int r = 0; r < comm_->world_size(); ++r) {
+    const core::BlockRange run = plan_.shards.Run(bucket, r);
+    if (run.size() == 0) continue;
+    BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
+        cudaMemcpyAsync(received_.get() + r * each, arena + run.begin * kBlockElems,
+                        static_cast<size_t>(Elems(run)) * sizeof(float), cudaMemcpyDeviceToDevice,
+                        sending_.get())));
+  }
+  const size_t elems = static_cast<size_t>(each);
+  return comm_
+      ->StartReduceScatter({received_.get(), elems * static_cast<size_t>(comm_->world_size())},
+                           {ShardOf(bucket), elems}, absl::StrCat("gradient bucket ", bucket),
+                           sending_.get())
+      .status();
+}
+
+}  // namespace
+
+double FastReductionBound(int64_t micro_batches, int world_size) {
+  constexpr double kUnit = 0x1p-24;
+  const auto gamma = [](double additions) { return additions * kUnit / (1 - additions * kUnit); };
+  const auto depth = [](int64_t leaves) { return std::ceil(std::log2(leaves)); };
+  const int64_t own = (micro_batches + world_size - 1) / world_size;
+  return gamma(depth(micro_batches)) + gamma(depth(own) + world_size - 1);
+}
+
+absl::StatusOr<std::unique_ptr<DeviceGradientReducer>> DeviceGradientReducer::Create(
+    const core::FlatLayout& layout, const ShardMap& shards, DeviceCommunicator* comm,
+    const DeviceGradientReducerOptions& options) {
+  BITSHARD_CHECK(shards.world_size() == comm->world_size())
+      << shards.world_size() << " != " << comm->world_size();
+  BITSHARD_RETURN_IF_ERROR(
+      internal::CheckMicroBatches(options.micro_batches_per_step, comm->world_size()));
+  auto reducer = std::make_unique<TreeReducer>(layout, shards, comm, options);
+  BITSHARD_RETURN_IF_ERROR(reducer->Init());
+  return reducer;
+}
+
+}  // namespace bitshard::comm

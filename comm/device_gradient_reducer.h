@@ -1,0 +1,82 @@
+// DeviceGradientReducer: GradientReducer (comm/gradient_reducer.h) for gradients in device memory.
+// Sums are made and sent in stream order; the host waits for nothing.
+//
+//   reducer->BeginStep();
+//   for (int64_t micro : my_micro_batches) {
+//     reducer->BeginMicroBatch();
+//     ... kernels on the stream write reducer->leaf(); once per tensor, when its last one is
+//     enqueued: reducer->TensorReady(i) ...
+//   }
+//   BITSHARD_ASSIGN_OR_RETURN(const float* my_blocks, reducer->FinishStep());
+//   ... kernels on the stream read my_blocks ...
+//
+// Built only with BITSHARD_CUDA.
+#ifndef BITSHARD_COMM_DEVICE_GRADIENT_REDUCER_H_
+#define BITSHARD_COMM_DEVICE_GRADIENT_REDUCER_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "comm/device_communicator.h"
+#include "comm/gradient_reducer.h"
+#include "comm/shard_map.h"
+#include "core/flat_layout.h"
+
+namespace bitshard::comm {
+
+enum class DeviceReduction {
+  kOrdered,  ///< The bits of GradientReducer, at any world size.
+  kFast,     ///< Each rank sends one sum, and the transport adds them in its order.
+};
+
+struct DeviceGradientReducerOptions {
+  int64_t micro_batches_per_step = 1;  ///< Over all ranks; at least world_size.
+  DeviceReduction reduction = DeviceReduction::kOrdered;
+  cudaStream_t stream = nullptr;  ///< What gradients are written and sums read on; outlives it.
+};
+
+/// |fast - ordered| <= FastReductionBound(...) * (sum over all micro-batches of |g|), elementwise.
+///
+/// Of n terms, a sum in which none passes more than d additions differs from the exact one by at
+/// most gamma(d) = d u / (1 - d u) times the sum of magnitudes, u = 2^-24 (Higham, Accuracy and
+/// Stability, 4.2); underflow adds nothing, as additions of floats that underflow are exact. The
+/// tree over M micro-batches has d = ceil(log2 M). A rank's own tree over its at most
+/// m = ceil(M / R) has ceil(log2 m), and however the transport adds R terms, none passes more than
+/// R - 1 of its additions. The two differ by at most the sum of both bounds.
+double FastReductionBound(int64_t micro_batches, int world_size);
+
+/// Threads: one thread calls it. All ranks make the same calls. Streams: what is enqueued on the
+/// stream of the options before TensorReady is seen by the sums, and what is enqueued after
+/// FinishStep sees them. Errors of every call: those of the communicator and of launches; after one
+/// no more calls but the destructor. An error of a collective that is on its way shows in
+/// comm->status(): ask it before the sums are used for good (DeviceOptimizer::GradientNorm does).
+class DeviceGradientReducer {
+ public:
+  /// `comm` outlives it. Errors: kConfig when there are fewer micro-batches than ranks, or more
+  /// partial sums than one launch can add; kMemory.
+  static absl::StatusOr<std::unique_ptr<DeviceGradientReducer>> Create(
+      const core::FlatLayout& layout, const ShardMap& shards, DeviceCommunicator* comm,
+      const DeviceGradientReducerOptions& options);
+  /// Waits for its streams, and as cudaFree does for the whole device.
+  virtual ~DeviceGradientReducer() = default;
+
+  virtual void BeginStep() = 0;
+  virtual void BeginMicroBatch() = 0;
+  /// On the device, float32 [layout.padded_elems()]; tensor i at layout.tensor(i).offset(). The
+  /// padding holds zeros and is not to be written. The address may change at each BeginMicroBatch.
+  virtual float* leaf() = 0;
+  /// What writes tensor `index` of this micro-batch's gradient is enqueued. Once per tensor and
+  /// micro-batch, in any order. In the last micro-batch, the buckets that it completes are sent.
+  virtual absl::Status TensorReady(int64_t index) = 0;
+  /// This rank's summed blocks on the device, one run after another in the order of
+  /// shards.RunsOf(rank); valid until the next BeginStep.
+  virtual absl::StatusOr<const float*> FinishStep() = 0;
+};
+
+}  // namespace bitshard::comm
+
+#endif  // BITSHARD_COMM_DEVICE_GRADIENT_REDUCER_H_

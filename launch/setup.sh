@@ -13,8 +13,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 BUILD_PACKAGES=(g++ git ninja-build ccache python3 python3-venv libopenmpi-dev openmpi-bin libabsl-dev
-  libbenchmark-dev libboost-context-dev libgmock-dev libgtest-dev libhwy-dev libcli11-dev libxxhash-dev libyaml-cpp-dev nlohmann-json3-dev
-  zlib1g-dev dict-jargon)
+  libbenchmark-dev libboost-context-dev libgmock-dev libgtest-dev libhwy-dev libcli11-dev libxxhash-dev libyaml-cpp-dev
+  nlohmann-json3-dev zlib1g-dev dict-jargon)
 TEST_PACKAGES=(clang-format-14 shellcheck procps)
 
 VENV=.deps/venv

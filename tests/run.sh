@@ -2,11 +2,12 @@
 # Installs what is missing, builds, and runs every test: at most 40 minutes on 2 cores from a fresh clone.
 #
 #   tests/run.sh           what CI runs
-#   tests/run.sh --all     also what takes longer (200 kills at random moments: about an hour more). The same as
-#                          BITSHARD_TEST_ALL=1 in the environment.
+#   tests/run.sh --all     also what takes longer (200 kills at random moments, all mutations of the CUDA code: about an
+#                          hour more). The same as BITSHARD_TEST_ALL=1 in the environment.
 #
-# Four parts: the tests of the CPU build (the checks of the source tree among them); the readers of files under
-# AddressSanitizer with mutated inputs; the CUDA sources compiled and linked; a summary. The last line is
+# Five parts: the tests of the CPU build (the checks of the source tree and the CUDA code on its stand-in among them);
+# six random mutations of the CUDA code, which these tests must notice; the readers of files under AddressSanitizer with
+# mutated inputs; the CUDA sources compiled and linked; a summary. The last line is
 #   N passed, N failed, N skipped
 # and the exit status is 0 only if nothing failed. It can be stopped and run again at any point.
 set -uo pipefail

@@ -29,7 +29,6 @@ BATCH, SEQUENCE_LEN, LEARNING_RATE = 4, 256, 2e-4
 MALLOC_POLICY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 CORES = len(os.sched_getaffinity(0))
 BUSY = 0.05
-STEPS_COMPARED = 3  # Whose last loss is printed: bitshard starts anew in each round, the peer goes on.
 
 
 def has_bf16() -> bool:
@@ -89,9 +88,10 @@ class Side:
         self.tokens = BATCH * SEQUENCE_LEN
         self.peak_rss_bytes = 0
 
-    def line(self) -> str:
+    def line(self, steps: int) -> str:
+        """`steps`: of a round. bitshard starts anew in each, the peer goes on: only the first round's losses compare."""
         return (f"{self.name:<44} {self.tokens / min(self.seconds):7.1f} tokens/s   peak {self.peak_rss_bytes / 1e9:.2f} GB"
-                f"   loss {self.losses[0]:.3f} -> {self.losses[STEPS_COMPARED - 1]:.3f}")
+                f"   loss {self.losses[0]:.3f} -> {self.losses[steps - 1]:.3f}")
 
 
 def run_bitshard(folder: pathlib.Path, arguments: list[str], side: Side) -> float:
@@ -172,7 +172,7 @@ def compare(folder: pathlib.Path, compute_type: str, checkpointing: bool, args: 
     for peer in peers:
         peer.end()
     for side in (ours, *peers):
-        print("  " + side.line())
+        print("  " + side.line(args.steps))
     for peer in peers:
         speed = min(peer.seconds) / min(ours.seconds) * ours.tokens / peer.tokens
         print(f"qlora {compute_type} vs {peer.name}: ratio {speed:.2f} of the speed, "
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--compute-types", default="fp32,bf16" if has_bf16() else "fp32",
                         help="default: fp32, and bf16 where the processor multiplies it")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=STEPS_COMPARED, help="of each side in a round")
+    parser.add_argument("--steps", type=int, default=3, help="of each side in a round")
     parser.add_argument("--checkpointing", choices=("off", "on", "both"), default="off")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:

@@ -82,17 +82,17 @@ rm -rf "$RESULTS"
 mkdir -p "$RESULTS"
 JOBS=$(job_count)
 
-say "CPU build: about 5 minutes on 2 cores, seconds if nothing changed"
+say "CPU build: about 11 minutes on 2 cores, seconds if nothing changed"
 if configure cpu; then
   build cpu
-  say "tests of the CPU build: about 3 minutes"
+  say "tests of the CPU build: about 8 minutes"
   left_out='fuzz'  # Those run under AddressSanitizer.
   [[ ${BITSHARD_TEST_ALL:-} == 1 ]] || left_out+='|long'
   run_tests cpu -LE "^($left_out)\$"
 fi
 say "readers under AddressSanitizer: about 5 minutes"
 build_and_run_labelled asan 'fuzz|asan' -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
-say "CUDA sources, compiled and linked: about 1 minute"
+say "CUDA sources, compiled and linked: about 3 minutes"
 build_and_run_labelled cuda cuda -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
 say "summary"
 .deps/venv/bin/python tests/summarize.py "$RESULTS"

@@ -24,24 +24,60 @@ ElementHyper<Rule> MakeElementHyper(const StepHyper& h) {
   return {.rule = Rule::MakeHyper(h), .gradient_scale = static_cast<float>(h.gradient_scale)};
 }
 
-/// One element of a two-state rule: returns the new parameter; *s1 and *s2 become the new,
-/// unquantised state. For a one-state rule *s2 is neither read nor written.
+/// The hyper-parameters of a run: max_unorm shortens the update of a whole tensor.
 template <class Rule>
-BITSHARD_HD float StepElement(const ElementHyper<Rule>& h, float gradient, float p, float* s1,
-                              float* s2) {
-  const float g = gradient * h.gradient_scale;
-  if constexpr (Rule::kNumStates == 2) {
+BITSHARD_HD ElementHyper<Rule> ForRun(ElementHyper<Rule> h, double update_scale) {
+  if constexpr (Rule::kHasUpdateNorm) Rule::ScaleUpdate(static_cast<float>(update_scale), h.rule);
+  return h;
+}
+
+namespace detail {
+
+/// Calls body(state) with the rule's state in the place of the floats that it has.
+template <class Rule, class Body>
+BITSHARD_HD float WithState(float* s1, float* s2, float* s3, Body&& body) {
+  float result;
+  if constexpr (Rule::kNumStates == 3) {
+    typename Rule::State state{*s1, *s2, *s3};
+    result = body(state);
+    const auto& [a, b, c] = state;
+    *s1 = a;
+    *s2 = b;
+    *s3 = c;
+  } else if constexpr (Rule::kNumStates == 2) {
     typename Rule::State state{*s1, *s2};
-    const float updated = Rule::Apply(h.rule, g, p, state);
-    *s1 = state.m;
-    *s2 = state.v;
-    return updated;
+    result = body(state);
+    const auto& [a, b] = state;
+    *s1 = a;
+    *s2 = b;
   } else {
     typename Rule::State state{*s1};
-    const float updated = Rule::Apply(h.rule, g, p, state);
-    *s1 = state.m;
-    return updated;
+    result = body(state);
+    const auto& [a] = state;
+    *s1 = a;
   }
+  return result;
+}
+
+}  // namespace detail
+
+/// One element: returns the new parameter; *s1 .. *s3 become the new, unquantised state. Those that
+/// the rule does not have are neither read nor written.
+template <class Rule>
+BITSHARD_HD float StepElement(const ElementHyper<Rule>& h, float gradient, float p, float* s1,
+                              float* s2, float* s3) {
+  const float g = gradient * h.gradient_scale;
+  return detail::WithState<Rule>(
+      s1, s2, s3, [&](typename Rule::State& state) { return Rule::Apply(h.rule, g, p, state); });
+}
+
+/// The element of the update whose norm max_unorm limits; the state becomes the new one.
+template <class Rule>
+BITSHARD_HD float UpdateElement(const ElementHyper<Rule>& h, float gradient, float p, float* s1,
+                                float* s2, float* s3) {
+  const float g = gradient * h.gradient_scale;
+  return detail::WithState<Rule>(
+      s1, s2, s3, [&](typename Rule::State& state) { return Rule::Update(h.rule, g, p, state); });
 }
 
 // --- stochastic rounding ---

@@ -94,14 +94,13 @@ PendingStep Prepare(const Tensor& p, const OptimizerState& state) {
   run.parameter = pending.contiguous.data_ptr();
   run.gradient = pending.gradient.const_data_ptr();
   run.elems = p.numel();
-  if (state.absmax1().defined()) {
-    run.codes1 = DataOf<uint8_t>(state.state1());
-    run.codes2 = DataOf<uint8_t>(state.state2());
-    run.absmax1 = DataOf<float>(state.absmax1());
-    run.absmax2 = DataOf<float>(state.absmax2());
-  } else {
-    run.state1 = DataOf<float>(state.state1());
-    run.state2 = DataOf<float>(state.state2());
+  const bool is_8bit = state.absmax1().defined();
+  const Tensor* states[] = {&state.state1(), &state.state2()};
+  const Tensor* absmax[] = {&state.absmax1(), &state.absmax2()};
+  for (int i = 0; i < 2; ++i) {
+    run.states[i] = {.codes = is_8bit ? DataOf<uint8_t>(*states[i]) : nullptr,
+                     .absmax = DataOf<float>(*absmax[i]),
+                     .values = is_8bit ? nullptr : DataOf<float>(*states[i])};
   }
   return pending;
 }

@@ -13,12 +13,24 @@ namespace {
 const std::map<std::string, OptimizerName>& KnownNames() {
   static const auto* const names = [] {
     auto* all = new std::map<std::string, OptimizerName>{
+        {"adamw", {Algorithm::kAdamW, 32, false}},
         {"adamw_torch", {Algorithm::kAdamW, 32, false}},
         {"adamw_torch_fused", {Algorithm::kAdamW, 32, false}},
         {"adamw_bnb_8bit", {Algorithm::kAdamW, 8, false}},
+        {"ademamix", {Algorithm::kAdEmaMix, 32, false}},
+        {"adagrad", {Algorithm::kAdagrad, 32, false}},
+        {"sgd", {Algorithm::kSgd, 32, false}},
+        {"rmsprop", {Algorithm::kRmsProp, 32, false}},
+        {"rmsprop_bnb", {Algorithm::kRmsProp, 32, false}},
+        {"rmsprop_bnb_8bit", {Algorithm::kRmsProp, 8, false}},
+        {"rmsprop_bnb_32bit", {Algorithm::kRmsProp, 32, false}},
     };
     const std::pair<const char*, Algorithm> rules[] = {
-        {"adam", Algorithm::kAdamW}, {"adamw", Algorithm::kAdamW}, {"lion", Algorithm::kLion}};
+        {"adam", Algorithm::kAdamW},       {"adamw", Algorithm::kAdamW},
+        {"lion", Algorithm::kLion},        {"lamb", Algorithm::kLamb},
+        {"lars", Algorithm::kLars},        {"rmsprop", Algorithm::kRmsProp},
+        {"adagrad", Algorithm::kAdagrad},  {"sgd", Algorithm::kSgd},
+        {"ademamix", Algorithm::kAdEmaMix}};
     for (const auto& [rule, algorithm] : rules) {
       for (const int bits : {8, 32}) {
         const std::string name = absl::StrCat(rule, "_", bits, "bit");

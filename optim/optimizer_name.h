@@ -15,10 +15,11 @@ struct OptimizerName {
   bool paged = false;
 };
 
-/// adamw_8bit = adamw_bnb_8bit, adamw_torch = adamw_torch_fused = adamw_32bit, paged_adamw_8bit,
-/// paged_adamw_32bit, lion_8bit, lion_32bit, paged_lion_8bit, paged_lion_32bit, adam_8bit,
-/// adam_32bit, paged_adam_8bit, paged_adam_32bit. Under these names every decay is decoupled, as in
-/// bitsandbytes: "adam" is AdamW's rule. Errors: kConfig with the nearest known name and the list.
+/// [paged_]RULE_8bit and [paged_]RULE_32bit, where RULE is adam, adamw, lion, lamb, lars, rmsprop,
+/// adagrad, sgd or ademamix; and transformers' other spellings: adamw, adamw_bnb_8bit, adamw_torch,
+/// adamw_torch_fused, ademamix, adagrad, sgd, rmsprop, rmsprop_bnb, rmsprop_bnb_8bit,
+/// rmsprop_bnb_32bit. Under these names Adam's decay is decoupled, as in bitsandbytes: "adam" is
+/// AdamW's rule. Errors: kConfig with the nearest known name and the list.
 absl::StatusOr<OptimizerName> ParseOptimizerName(const std::string& name);
 
 }  // namespace bitshard::optim

@@ -77,8 +77,8 @@ class ShardedOptimizer {
   virtual paging::PagingCounters paging_counters() const = 0;
 
   /// The state as bytes that do not depend on the world size, for checkpoints. Block b of the arena
-  /// is BlockStateBytes(b) bytes: 8-bit: codes of state 1 [256], codes of state 2 [256] (two-state
-  /// rules), absmax 1, absmax 2 (float32); 32-bit: state 1 [256] float32, state 2 [256] float32.
+  /// is BlockStateBytes(b) bytes: 8-bit: the codes of each state [256], then the absmax of each
+  /// (float32); 32-bit: each state [256] float32.
   /// Little-endian.
   virtual int64_t BlockStateBytes(int64_t block) const = 0;
   /// `blocks` must lie in one of this rank's runs; `out` holds the sum of BlockStateBytes over it.

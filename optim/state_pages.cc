@@ -9,8 +9,8 @@ namespace {
 
 // 4096 blocks of 8-bit AdamW: large enough that reading a page runs at the device's bandwidth.
 constexpr int64_t kPageBytes = 4096 * 520;
-// One block of two 32-bit states.
-constexpr int64_t kLeastPageBytes = 2 * core::kBlockElems * 4;
+// One block of 32-bit states.
+constexpr int64_t kLeastPageBytes = kMaxStates * core::kBlockElems * 4;
 
 int64_t Align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -86,18 +86,18 @@ StepRun StatePages::RunOf(const StateSegment& segment, std::byte* page) const {
   const int64_t blocks = segment.blocks.size(), elems = blocks * core::kBlockElems;
   std::byte* at = page + segment.offset;
   StepRun run{.elems = segment.elems};
-  if (segment.is_8bit) {
-    run.codes1 = reinterpret_cast<uint8_t*>(at);
-    at += elems;
-    if (options_.num_states == 2) {
-      run.codes2 = reinterpret_cast<uint8_t*>(at);
+  for (int i = 0; i < options_.num_states; ++i) {
+    if (segment.is_8bit) {
+      run.states[i].codes = reinterpret_cast<uint8_t*>(at);
       at += elems;
+    } else {
+      run.states[i].values = reinterpret_cast<float*>(at);
+      at += elems * 4;
     }
-    run.absmax1 = reinterpret_cast<float*>(at);
-    if (options_.num_states == 2) run.absmax2 = reinterpret_cast<float*>(at + Align64(blocks * 4));
-  } else {
-    run.state1 = reinterpret_cast<float*>(at);
-    if (options_.num_states == 2) run.state2 = run.state1 + elems;
+  }
+  for (int i = 0; i < options_.num_states && segment.is_8bit; ++i) {
+    run.states[i].absmax = reinterpret_cast<float*>(at);
+    at += Align64(blocks * 4);
   }
   return run;
 }
@@ -105,15 +105,15 @@ StepRun StatePages::RunOf(const StateSegment& segment, std::byte* page) const {
 BlockParts StatePages::PartsOf(const StepRun& run, int64_t block) const {
   BlockParts parts;
   const int64_t elem = block * core::kBlockElems;
-  if (run.codes1 != nullptr) {
-    parts.Add(run.codes1 + elem, core::kBlockElems);
-    if (options_.num_states == 2) parts.Add(run.codes2 + elem, core::kBlockElems);
-    parts.Add(run.absmax1 + block, 4);
-    if (options_.num_states == 2) parts.Add(run.absmax2 + block, 4);
-  } else {
-    parts.Add(run.state1 + elem, core::kBlockElems * 4);
-    if (options_.num_states == 2) parts.Add(run.state2 + elem, core::kBlockElems * 4);
+  for (int i = 0; i < options_.num_states; ++i) {
+    if (run.is_8bit()) {
+      parts.Add(run.states[i].codes + elem, core::kBlockElems);
+    } else {
+      parts.Add(run.states[i].values + elem, core::kBlockElems * 4);
+    }
   }
+  for (int i = 0; i < options_.num_states && run.is_8bit(); ++i)
+    parts.Add(run.states[i].absmax + block, 4);
   return parts;
 }
 
@@ -121,10 +121,11 @@ std::vector<ZeroCodes> StatePages::ZeroCodesOf(const StateSegment& segment, std:
   const StepRun run = RunOf(segment, page);
   const int64_t elems = segment.blocks.size() * core::kBlockElems;
   std::vector<ZeroCodes> codes;
-  if (run.codes1 != nullptr)
-    codes.push_back({run.codes1, quant::SignedDynamicTable().zero_code, elems});
-  if (run.codes2 != nullptr)
-    codes.push_back({run.codes2, quant::UnsignedDynamicTable().zero_code, elems});
+  for (int i = 0; i < options_.num_states && run.is_8bit(); ++i) {
+    const quant::CodeTable& table =
+        IsSignedState(i) ? quant::SignedDynamicTable() : quant::UnsignedDynamicTable();
+    codes.push_back({run.states[i].codes, table.zero_code, elems});
+  }
   return codes;
 }
 

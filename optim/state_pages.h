@@ -2,8 +2,8 @@
 //
 // A page holds whole blocks. Consecutive blocks of one tensor that stand in one page form a
 // segment, laid out as arrays, so that a segment is one StepRun:
-//   8-bit    codes 1 [blocks * 256], codes 2 (two-state rules), absmax 1 [blocks] float32, absmax 2
-//   32-bit   state 1 [blocks * 256] float32, state 2
+//   8-bit    codes of each state [blocks * 256], absmax of each state [blocks] float32
+//   32-bit   each state [blocks * 256] float32
 // each array at a multiple of 64 bytes.
 #ifndef BITSHARD_OPTIM_STATE_PAGES_H_
 #define BITSHARD_OPTIM_STATE_PAGES_H_
@@ -29,8 +29,8 @@ struct StateSegment {
 
 /// The arrays of one block's state, in the order in which checkpoints hold them.
 struct BlockParts {
-  std::byte* at[4];
-  int64_t bytes[4];
+  std::byte* at[2 * kMaxStates];
+  int64_t bytes[2 * kMaxStates];
   int count = 0;
   void Add(void* p, int64_t n) {
     at[count] = static_cast<std::byte*>(p);

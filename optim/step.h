@@ -1,8 +1,9 @@
 // One optimizer step over any number of tensors, in one pass: the block table.
 //
-//   std::vector<optim::StepRun> runs = {{.parameter = p, .gradient = g, .elems = n, .codes1 = ...,
-//   ...}}; optim::Step({.algorithm = optim::Algorithm::kAdamW, .hyper = {.step = 1, .learning_rate
-//   = 1e-3}, .runs = runs});
+//   std::vector<optim::StepRun> runs = {{.parameter = p, .gradient = g, .elems = n, ...}};
+//   optim::Step({.algorithm = optim::Algorithm::kAdamW,
+//                .hyper = {.step = 1, .learning_rate = 1e-3},
+//                .runs = runs});
 //
 // Arithmetic: docs/numerics.md, the same bits on every SIMD target and on CUDA (optim/step_cuda.h).
 #ifndef BITSHARD_OPTIM_STEP_H_
@@ -16,22 +17,31 @@
 #include "core/flat_layout.h"
 #include "optim/algorithm.h"
 #include "optim/rules/hyper.h"
+#include "quant/block_codec.h"
 
 namespace bitshard::optim {
 
+/// One state of a run. Either 8-bit (codes and absmax) or 32-bit (values), never both.
+struct RunState {
+  uint8_t* codes = nullptr;  ///< [elems]
+  float* absmax = nullptr;   ///< [ceil(elems / StepArgs::state_block)]
+  float* values = nullptr;   ///< [elems]
+};
+
+/// The most states that a rule has.
+inline constexpr int kMaxStates = 3;
+
+/// Whether state i (from 0) can be negative: its codes are those of the signed dynamic table, else
+/// of the unsigned one.
+constexpr bool IsSignedState(int i) { return i != 1; }
+
 /// Consecutive elements of one tensor that start at a block's first element; blocks of 256, the
-/// last one may be shorter. State is either 8-bit (codes and absmax) or 32-bit (state), never both;
-/// the second state is unused by one-state rules.
+/// last one may be shorter.
 struct StepRun {
   void* parameter = nullptr;       ///< [elems] of StepArgs::parameter_type
   const void* gradient = nullptr;  ///< [elems] of StepArgs::gradient_type
   int64_t elems = 0;
-  uint8_t* codes1 = nullptr;  ///< [elems] signed dynamic codes
-  uint8_t* codes2 = nullptr;  ///< [elems] unsigned dynamic codes
-  float* absmax1 = nullptr;   ///< [ceil(elems / 256)]
-  float* absmax2 = nullptr;
-  float* state1 = nullptr;  ///< [elems], where codes1 is nullptr
-  float* state2 = nullptr;
+  RunState states[kMaxStates];  ///< The rule's NumStates first: all 8-bit or all 32-bit.
   /// [elems], or nullptr: float32 weights, stepped in the place of a 16-bit parameter, which gets
   /// what they round to.
   float* master = nullptr;
@@ -40,6 +50,9 @@ struct StepRun {
   /// is cut into runs and shards.
   int64_t tensor = 0;
   int64_t first_elem = 0;
+  /// What UpdateScale gave for the tensor; rounded to float32. 1: as the rule says.
+  double update_scale = 1;
+  bool is_8bit() const { return states[0].codes != nullptr; }
   int64_t num_blocks() const { return (elems + core::kBlockElems - 1) / core::kBlockElems; }
 };
 
@@ -56,6 +69,9 @@ struct StepArgs {
   std::span<const StepRun> runs;
   Rounding rounding = Rounding::kNearestEven;
   uint64_t seed = 0;  ///< Of kStochastic; the step's number in `hyper` is mixed in.
+  int64_t state_block = core::kBlockElems;  ///< Elements that share an absmax: 64, 128 or 256.
+  /// What the codes of each state stand for, where it is not the dynamic table: nullptr is that.
+  const quant::CodeTable* tables[kMaxStates] = {};
 };
 
 /// Empty when the types, roundings and pointers of `args` fit together, else what does not.
@@ -65,6 +81,23 @@ std::string StepArgsFault(const StepArgs& args);
 /// Threads: uses core::NumThreads(); no temporary is larger than one block a thread. Non-finite
 /// gradients make the state of their block NaN: check the norm first.
 void Step(const StepArgs& args);
+
+// --- norms: the pre-pass of max_unorm, LAMB and LARS, and the gradient's norm ---
+
+/// Sums of squares over one block, in float64 by the tree of BlockSquares.
+struct BlockNorms {
+  double parameter = 0;  ///< Of the parameter before the step (of its master weights).
+  double update = 0;     ///< Of the update that the rule would make: Rule::Update.
+};
+
+/// out[b]: block b of all runs together. Changes nothing. The algorithm must have an update norm
+/// (HasUpdateNorm); update_scale is not read.
+void UpdateNorms(const StepArgs& args, std::span<BlockNorms> out);
+
+/// How far max_unorm shortens a tensor's update: min(1, max_unorm * |p| / |u|), rounded to float32;
+/// 1 where max_unorm is 0, and where |p| is, so that a tensor that starts at zero (LoRA's B) can
+/// move at all. `norms`: of the whole tensor, summed in block order.
+double UpdateScale(double max_unorm, const BlockNorms& norms);
 
 /// Sum of squares of a block of gradients in float64: a fixed pairwise tree over 256 elements,
 /// zeros after `elems`.

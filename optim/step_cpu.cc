@@ -1,6 +1,6 @@
 #include <algorithm>
+#include <cmath>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -22,20 +22,12 @@
 #define BITSHARD_OPTIM_STEP_CPU_ONCE_
 namespace bitshard::optim {
 
-// bfloat16 as bits, so that a parameter's type is a C++ type.
-struct Bf16 {
-  uint16_t bits;
-};
-
-// Stands in the place of both types where parameters and gradients are of any type and pass through
-// float32 buffers of one block: whatever StepArgs allows, for a little more time.
-struct Buffered {};
-
 // Blocks [begin, end) of all runs together.
 struct BlockSlice {
   const StepArgs* args;
   const int64_t* first_block;  // [runs + 1]: blocks before each run.
   bool buffered;
+  BlockNorms* norms;  // [all blocks]: fill them, and step nothing. Or nullptr.
   int64_t begin;
   int64_t end;
 };
@@ -50,34 +42,28 @@ namespace codec = quant::HWY_NAMESPACE;
 
 constexpr int64_t kBlock = core::kBlockElems;
 
-HWY_INLINE float Widen(float x) { return x; }
-HWY_INLINE float Widen(Bf16 x) { return core::FloatFromBf16(x.bits); }
-HWY_INLINE void Round(float x, float* y) { *y = x; }
-HWY_INLINE void Round(float x, Bf16* y) { y->bits = core::Bf16FromFloat(x); }
+// The three states of a block in float32.
+struct States {
+  float* s1;
+  float* s2;
+  float* s3;
+};
 
 // A whole block: the constant trip count is what lets the compiler vectorise the scalar rule.
-template <class Rule, class P, class G>
-HWY_INLINE void ApplyWhole(const ElementHyper<Rule>& h, P* HWY_RESTRICT p, const G* HWY_RESTRICT g,
-                           float* HWY_RESTRICT s1, float* HWY_RESTRICT s2) {
+template <class Rule>
+HWY_INLINE void ApplyWhole(const ElementHyper<Rule>& h, float* HWY_RESTRICT p,
+                           const float* HWY_RESTRICT g, float* HWY_RESTRICT s1,
+                           float* HWY_RESTRICT s2, float* HWY_RESTRICT s3) {
   for (int64_t i = 0; i < kBlock; ++i)
-    Round(StepElement<Rule>(h, Widen(g[i]), Widen(p[i]), s1 + i, s2 + i), p + i);
+    p[i] = StepElement<Rule>(h, g[i], p[i], s1 + i, s2 + i, s3 + i);
 }
 
-template <class Rule, class P, class G>
-HWY_INLINE void ApplyPart(const ElementHyper<Rule>& h, P* HWY_RESTRICT p, const G* HWY_RESTRICT g,
-                          float* HWY_RESTRICT s1, float* HWY_RESTRICT s2, int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    Round(StepElement<Rule>(h, Widen(g[i]), Widen(p[i]), s1 + i, s2 + i), p + i);
-}
-
-template <class Rule, class P, class G>
-HWY_INLINE void Apply(const ElementHyper<Rule>& h, P* p, const G* g, float* s1, float* s2,
+template <class Rule>
+HWY_INLINE void Apply(const ElementHyper<Rule>& h, float* p, const float* g, const States& s,
                       int64_t n) {
-  if (n == kBlock) {
-    ApplyWhole<Rule>(h, p, g, s1, s2);
-  } else {
-    ApplyPart<Rule>(h, p, g, s1, s2, n);
-  }
+  if (n == kBlock) return ApplyWhole<Rule>(h, p, g, s.s1, s.s2, s.s3);
+  for (int64_t i = 0; i < n; ++i)
+    p[i] = StepElement<Rule>(h, g[i], p[i], s.s1 + i, s.s2 + i, s.s3 + i);
 }
 
 // Elements at .. at + n - 1 of an array of any float type.
@@ -112,15 +98,16 @@ void RoundBlockStochastic(uint64_t key, int64_t first_elem, const float* from, i
   }
 }
 
+// Gradient and parameter of a block pass through float32 buffers where they are of other types.
 template <class Rule>
 void ApplyBuffered(const ElementHyper<Rule>& h, const StepArgs& args, const StepRun& run,
-                   int64_t at, int64_t n, float* s1, float* s2) {
+                   int64_t at, int64_t n, const States& s) {
   HWY_ALIGN float g[kBlock];
   HWY_ALIGN float narrow[kBlock];
   WidenBlock(args.gradient_type, run.gradient, at, n, g);
   float* p = run.master != nullptr ? run.master + at : narrow;
   if (run.master == nullptr) WidenBlock(args.parameter_type, run.parameter, at, n, p);
-  Apply<Rule>(h, p, g, s1, s2, n);
+  Apply<Rule>(h, p, g, s, n);
   if (args.rounding == Rounding::kStochastic) {
     RoundBlockStochastic(RoundingKey(args.seed, args.hyper.step, run.tensor), run.first_elem + at,
                          p, n, static_cast<uint16_t*>(run.parameter) + at);
@@ -129,46 +116,129 @@ void ApplyBuffered(const ElementHyper<Rule>& h, const StepArgs& args, const Step
   }
 }
 
-template <class Rule, class P, class G>
-HWY_INLINE void ApplyTo(const ElementHyper<Rule>& h, const StepArgs& args, const StepRun& run,
-                        int64_t at, int64_t n, float* s1, float* s2) {
-  if constexpr (std::is_same_v<P, Buffered>) {
-    ApplyBuffered<Rule>(h, args, run, at, n, s1, s2);
+template <class Rule>
+void ApplyTo(const ElementHyper<Rule>& h, const BlockSlice& slice, const StepRun& run, int64_t at,
+             int64_t n, const States& s) {
+  if (slice.buffered) return ApplyBuffered<Rule>(h, *slice.args, run, at, n, s);
+  Apply<Rule>(h, static_cast<float*>(run.parameter) + at,
+              static_cast<const float*>(run.gradient) + at, s, n);
+}
+
+double SquaresOf(const float* x, int64_t elems);
+
+// What a step would do, without doing it: s is the state before, and scratch after.
+template <class Rule>
+BlockNorms NormsOf(const ElementHyper<Rule>& h, const StepArgs& args, const StepRun& run,
+                   int64_t at, int64_t n, const States& s) {
+  HWY_ALIGN float g[kBlock];
+  HWY_ALIGN float p[kBlock];
+  HWY_ALIGN float u[kBlock];
+  WidenBlock(args.gradient_type, run.gradient, at, n, g);
+  if (run.master != nullptr) {
+    std::copy_n(run.master + at, n, p);
   } else {
-    Apply<Rule>(h, static_cast<P*>(run.parameter) + at, static_cast<const G*>(run.gradient) + at,
-                s1, s2, n);
+    WidenBlock(args.parameter_type, run.parameter, at, n, p);
+  }
+  for (int64_t i = 0; i < n; ++i)
+    u[i] = UpdateElement<Rule>(h, g[i], p[i], s.s1 + i, s.s2 + i, s.s3 + i);
+  return {.parameter = SquaresOf(p, n), .update = SquaresOf(u, n)};
+}
+
+// One 8-bit state of a block: `state_block` elements share an absmax.
+struct BlockState {
+  uint8_t* codes;                 // [n]
+  float* absmax;                  // [ceil(n / state_block)]
+  const quant::CodeTable* table;  // nullptr: the coder's own.
+  int64_t n;
+  int64_t state_block;
+};
+
+template <class Coder>
+HWY_INLINE void Decode(const Coder& coder, const BlockState& s, float* HWY_RESTRICT out) {
+  for (int64_t at = 0; at < s.n; at += s.state_block) {
+    const int64_t n = std::min(s.state_block, s.n - at);
+    const float absmax = s.absmax[at / s.state_block];
+    if (HWY_LIKELY(s.table == nullptr)) {
+      codec::DecodeBlock(coder, s.codes + at, n, absmax, out + at);
+    } else {
+      for (int64_t i = at; i < at + n; ++i) out[i] = s.table->values[s.codes[i]] * absmax;
+    }
   }
 }
 
-// Blocks [first, last) of one run.
-template <class Rule, class P, class G>
-void StepBlocks(const ElementHyper<Rule>& h, const StepArgs& args, const StepRun& run,
-                int64_t first, int64_t last) {
-  constexpr bool kTwo = Rule::kNumStates == 2;
+inline float EncodeByTable(const quant::CodeTable& table, const float* x, int64_t n,
+                           uint8_t* codes) {
+  uint32_t max_bits = 0;
+  for (int64_t i = 0; i < n; ++i) max_bits = quant::MaxAbsBits(max_bits, x[i]);
+  const quant::BlockScale scale = quant::ScaleOfBlock(max_bits);
+  const quant::TableCodec codec{&table};
+  for (int64_t i = 0; i < n; ++i) {
+    codes[i] =
+        scale.coded() ? codec.Encode(quant::Normalize(x[i], scale.reciprocal)) : codec.zero_code();
+  }
+  return scale.absmax;
+}
+
+template <class Coder>
+HWY_INLINE void Encode(const Coder& coder, const float* HWY_RESTRICT x, const BlockState& s) {
+  for (int64_t at = 0; at < s.n; at += s.state_block) {
+    const int64_t n = std::min(s.state_block, s.n - at);
+    s.absmax[at / s.state_block] = HWY_LIKELY(s.table == nullptr)
+                                       ? codec::EncodeBlock(coder, x + at, n, s.codes + at)
+                                       : EncodeByTable(*s.table, x + at, n, s.codes + at);
+  }
+}
+
+// Blocks [first, last) of one run, of which `before` come before it.
+template <class Rule>
+void StepBlocks(const ElementHyper<Rule>& h, const BlockSlice& slice, const StepRun& run,
+                int64_t first, int64_t last, int64_t before) {
+  constexpr int kStates = Rule::kNumStates;
+  const StepArgs& args = *slice.args;
   const codec::DynamicCoder<true> signed_coder;
   const codec::DynamicCoder<false> unsigned_coder;
   HWY_ALIGN float s1[kBlock];
   HWY_ALIGN float s2[kBlock];
+  HWY_ALIGN float s3[kBlock];
+  const States decoded = {s1, s2, s3};
+  const auto block_state = [&](int i, int64_t at, int64_t n) {
+    const RunState& state = run.states[i];
+    return BlockState{state.codes + at, state.absmax + at / args.state_block, args.tables[i], n,
+                      args.state_block};
+  };
   for (int64_t block = first; block < last; ++block) {
     const int64_t at = block * kBlock;
     const int64_t n = std::min(kBlock, run.elems - at);
-    if (run.codes1 == nullptr) {
-      ApplyTo<Rule, P, G>(h, args, run, at, n, run.state1 + at, kTwo ? run.state2 + at : s2);
+    if (!run.is_8bit() && slice.norms == nullptr) {
+      ApplyTo<Rule>(h, slice, run, at, n,
+                    {run.states[0].values + at, kStates > 1 ? run.states[1].values + at : s2,
+                     kStates > 2 ? run.states[2].values + at : s3});
       continue;
     }
-    codec::DecodeBlock(signed_coder, run.codes1 + at, n, run.absmax1[block], s1);
-    if constexpr (kTwo)
-      codec::DecodeBlock(unsigned_coder, run.codes2 + at, n, run.absmax2[block], s2);
-    ApplyTo<Rule, P, G>(h, args, run, at, n, s1, s2);
-    run.absmax1[block] = codec::EncodeBlock(signed_coder, s1, n, run.codes1 + at);
-    if constexpr (kTwo)
-      run.absmax2[block] = codec::EncodeBlock(unsigned_coder, s2, n, run.codes2 + at);
+    if (run.is_8bit()) {
+      Decode(signed_coder, block_state(0, at, n), s1);
+      if constexpr (kStates > 1) Decode(unsigned_coder, block_state(1, at, n), s2);
+      if constexpr (kStates > 2) Decode(signed_coder, block_state(2, at, n), s3);
+    } else {
+      std::copy_n(run.states[0].values + at, n, s1);
+      if constexpr (kStates > 1) std::copy_n(run.states[1].values + at, n, s2);
+      if constexpr (kStates > 2) std::copy_n(run.states[2].values + at, n, s3);
+    }
+    if (slice.norms != nullptr) {
+      if constexpr (Rule::kHasUpdateNorm)
+        slice.norms[before + block] = NormsOf<Rule>(h, args, run, at, n, decoded);
+      continue;
+    }
+    ApplyTo<Rule>(h, slice, run, at, n, decoded);
+    Encode(signed_coder, s1, block_state(0, at, n));
+    if constexpr (kStates > 1) Encode(unsigned_coder, s2, block_state(1, at, n));
+    if constexpr (kStates > 2) Encode(signed_coder, s3, block_state(2, at, n));
   }
 }
 
-template <class Rule, class P, class G>
+template <class Rule>
 void StepSliceOf(const BlockSlice& slice) {
-  const ElementHyper<Rule> h = MakeElementHyper<Rule>(slice.args->hyper);
+  const ElementHyper<Rule> hyper = MakeElementHyper<Rule>(slice.args->hyper);
   const auto runs = slice.args->runs;
   const int64_t* after =
       std::upper_bound(slice.first_block, slice.first_block + runs.size(), slice.begin);
@@ -177,24 +247,16 @@ void StepSliceOf(const BlockSlice& slice) {
     if (start >= slice.end) break;
     const int64_t first = std::max(slice.begin, start) - start;
     const int64_t last = std::min(slice.end, slice.first_block[r + 1]) - start;
-    if (first < last) StepBlocks<Rule, P, G>(h, *slice.args, runs[r], first, last);
+    if (first >= last) continue;
+    StepBlocks<Rule>(ForRun<Rule>(hyper, runs[r].update_scale), slice, runs[r], first, last, start);
   }
 }
 
 void StepSlice(const BlockSlice& slice) {
-  const bool p16 = slice.args->parameter_type == core::DType::kBFloat16;
-  const bool g16 = slice.args->gradient_type == core::DType::kBFloat16;
-  WithRule(slice.args->algorithm, [&](auto rule) {
-    using Rule = decltype(rule);
-    if (slice.buffered) return StepSliceOf<Rule, Buffered, Buffered>(slice);
-    if (p16 && g16) return StepSliceOf<Rule, Bf16, Bf16>(slice);
-    if (p16) return StepSliceOf<Rule, Bf16, float>(slice);
-    if (g16) return StepSliceOf<Rule, float, Bf16>(slice);
-    return StepSliceOf<Rule, float, float>(slice);
-  });
+  WithRule(slice.args->algorithm, [&](auto rule) { StepSliceOf<decltype(rule)>(slice); });
 }
 
-double BlockSquaresOf(const float* x, int64_t elems) {
+double SquaresOf(const float* x, int64_t elems) {
   HWY_ALIGN double s[kBlock];
   for (int64_t i = 0; i < elems; ++i) s[i] = static_cast<double>(x[i]) * static_cast<double>(x[i]);
   std::fill(s + elems, s + kBlock, 0.0);
@@ -212,20 +274,25 @@ HWY_AFTER_NAMESPACE();
 namespace bitshard::optim {
 namespace {
 HWY_EXPORT(StepSlice);
-HWY_EXPORT(BlockSquaresOf);
+HWY_EXPORT(SquaresOf);
 
 bool IsFloat(core::DType type) {
   return type == core::DType::kFloat32 || type == core::DType::kBFloat16 ||
          type == core::DType::kFloat16;
 }
 
-// What the direct loops have no instance for.
+// Whether anything but float32 parameters and gradients, rounded to nearest, is to be stepped.
 bool NeedsBuffers(const StepArgs& args) {
-  const auto is_fp16 = [](core::DType type) { return type == core::DType::kFloat16; };
-  return is_fp16(args.parameter_type) || is_fp16(args.gradient_type) ||
-         args.rounding == Rounding::kStochastic ||
-         std::any_of(args.runs.begin(), args.runs.end(),
-                     [](const StepRun& run) { return run.master != nullptr; });
+  return args.parameter_type != core::DType::kFloat32 ||
+         args.gradient_type != core::DType::kFloat32;
+}
+
+// Whether the first `count` states are there, all of them 8-bit or all 32-bit.
+bool HasStates(const StepRun& run, int count) {
+  return std::all_of(run.states, run.states + count, [&](const RunState& state) {
+    return (state.codes != nullptr) == run.is_8bit() &&
+           (state.absmax != nullptr) == run.is_8bit() && (state.values != nullptr) != run.is_8bit();
+  });
 }
 
 // Blocks that a thread takes at least: enough work to be worth waking it.
@@ -238,6 +305,8 @@ std::string StepArgsFault(const StepArgs& args) {
     return absl::StrCat("parameters are ", core::Name(args.parameter_type), " and gradients ",
                         core::Name(args.gradient_type), ", want float32, bfloat16 or float16");
   }
+  if (args.state_block != 64 && args.state_block != 128 && args.state_block != 256)
+    return absl::StrCat("blocks of ", args.state_block, " elements of state, want 64, 128 or 256");
   if (stochastic && args.parameter_type != core::DType::kBFloat16) {
     return absl::StrCat("stochastic rounding of ", core::Name(args.parameter_type),
                         " parameters, want bfloat16");
@@ -245,32 +314,50 @@ std::string StepArgsFault(const StepArgs& args) {
   for (const StepRun& run : args.runs) {
     if (run.master != nullptr && (stochastic || args.parameter_type == core::DType::kFloat32))
       return "master weights beside stochastic rounding or float32 parameters: want one of them";
-    if ((run.codes1 == nullptr) == (run.state1 == nullptr) && run.elems > 0)
-      return "a run without state, or with both 8-bit and 32-bit state";
+    if (run.elems > 0 && !HasStates(run, NumStates(args.algorithm)))
+      return "a run without all of its state, or with both 8-bit and 32-bit state";
     if (stochastic && run.first_elem % core::kBlockElems != 0)
       return absl::StrCat("a run's first_elem is ", run.first_elem, ", want a multiple of 256");
   }
   return "";
 }
 
-void Step(const StepArgs& args) {
+namespace {
+
+void ForAllBlocks(const StepArgs& args, BlockNorms* norms, int64_t num_norms) {
   BITSHARD_CHECK(StepArgsFault(args).empty()) << StepArgsFault(args);
-  const bool buffered = NeedsBuffers(args);
   std::vector<int64_t> first_block = {0};
   first_block.reserve(args.runs.size() + 1);
   for (const StepRun& run : args.runs) first_block.push_back(first_block.back() + run.num_blocks());
+  BITSHARD_CHECK(norms == nullptr || num_norms == first_block.back()) << num_norms;
   core::ParallelFor(first_block.back(), kGrainBlocks, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(StepSlice)
     ({.args = &args,
       .first_block = first_block.data(),
-      .buffered = buffered,
+      .buffered = NeedsBuffers(args),
+      .norms = norms,
       .begin = begin,
       .end = end});
   });
 }
 
+}  // namespace
+
+void Step(const StepArgs& args) { ForAllBlocks(args, nullptr, 0); }
+
+void UpdateNorms(const StepArgs& args, std::span<BlockNorms> out) {
+  BITSHARD_CHECK(HasUpdateNorm(args.algorithm));
+  if (!out.empty()) ForAllBlocks(args, out.data(), static_cast<int64_t>(out.size()));
+}
+
+double UpdateScale(double max_unorm, const BlockNorms& norms) {
+  if (max_unorm == 0 || norms.parameter == 0) return 1;
+  const double scale = max_unorm * std::sqrt(norms.parameter) / std::sqrt(norms.update);
+  return scale < 1 ? static_cast<float>(scale) : 1;  // 1 where both are zero or one is NaN.
+}
+
 double BlockSquares(const float* x, int64_t elems) {
-  return HWY_DYNAMIC_DISPATCH(BlockSquaresOf)(x, elems);
+  return HWY_DYNAMIC_DISPATCH(SquaresOf)(x, elems);
 }
 
 void SumSquaresByBlock(std::span<const float> x, std::span<double> out) {

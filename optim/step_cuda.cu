@@ -48,11 +48,11 @@ struct TableRun {
   int64_t end_block;
   int64_t aligned;  // Whether quads can be loaded from all of its arrays.
 };
-static_assert(sizeof(TableRun) == 15 * 8);
+static_assert(sizeof(TableRun) == 19 * 8);
 
 struct CodecTables {
-  quant::DynamicTable first;   // Of state 1, signed.
-  quant::DynamicTable second;  // Of state 2, unsigned.
+  quant::DynamicTable with_sign;     // Of states 1 and 3.
+  quant::DynamicTable without_sign;  // Of state 2.
 };
 constexpr int kTableQuads = static_cast<int>(sizeof(quant::DynamicTable) / sizeof(float4));
 
@@ -119,20 +119,18 @@ __device__ void StoreCodes(uint8_t* codes, const Block& block, int k, uint32_t p
 template <bool kSigned>
 struct State {
   quant::DynamicCodec<kSigned> codec;
-  uint8_t* codes;
-  float* absmax;
-  float* values;
+  RunState at;
 
   __device__ void Load(const Block& block, Quad (&s)[kQuads]) const {
-    if (codes == nullptr) {
+    if (at.codes == nullptr) {
       BITSHARD_UNROLL
-      for (int k = 0; k < kQuads; ++k) s[k] = optim::Load(DType::kFloat32, values, block, k);
+      for (int k = 0; k < kQuads; ++k) s[k] = optim::Load(DType::kFloat32, at.values, block, k);
       return;
     }
-    const float scale = absmax[block.index];
+    const float scale = at.absmax[block.index];
     BITSHARD_UNROLL
     for (int k = 0; k < kQuads; ++k) {
-      const uint32_t packed = LoadCodes(codes, block, k);
+      const uint32_t packed = LoadCodes(at.codes, block, k);
       BITSHARD_UNROLL
       for (int j = 0; j < core::kQuadElems; ++j) {
         s[k].at[j] = codec.Decode(static_cast<uint8_t>(packed >> (8 * j))) * scale;
@@ -141,14 +139,14 @@ struct State {
   }
 
   __device__ void Store(const Block& block, const Quad (&s)[kQuads]) const {
-    if (codes == nullptr) {
+    if (at.codes == nullptr) {
       BITSHARD_UNROLL
-      for (int k = 0; k < kQuads; ++k) optim::Store(DType::kFloat32, values, block, k, s[k]);
+      for (int k = 0; k < kQuads; ++k) optim::Store(DType::kFloat32, at.values, block, k, s[k]);
       return;
     }
     const quant::BlockScale scale = Scale(block, s);
     __syncwarp();  // Shuffles order no memory: all lanes have read the old one.
-    if (block.lane == 0) absmax[block.index] = scale.absmax;
+    if (block.lane == 0) at.absmax[block.index] = scale.absmax;
     BITSHARD_UNROLL
     for (int k = 0; k < kQuads; ++k) {
       uint32_t packed = 0;
@@ -159,7 +157,7 @@ struct State {
                                   : quant::DynamicCodec<kSigned>::kZeroCode;
         packed |= code << (8 * j);
       }
-      StoreCodes(codes, block, k, packed);
+      StoreCodes(at.codes, block, k, packed);
     }
   }
 
@@ -203,31 +201,36 @@ __device__ void StepBlock(const ElementHyper<Rule>& hyper, const LaunchShape& sh
   const bool has_master = run.master != nullptr;
   const void* from = has_master ? run.master : run.parameter;
   const DType from_type = has_master ? DType::kFloat32 : shape.parameter_type;
-  const State<true> first = {{&tables.first}, run.codes1, run.absmax1, run.state1};
-  const State<false> second = {{&tables.second}, run.codes2, run.absmax2, run.state2};
-  Quad g[kQuads], p[kQuads], s1[kQuads], s2[kQuads];
+  constexpr int kStates = Rule::kNumStates;
+  const State<true> first = {{&tables.with_sign}, run.states[0]};
+  const State<false> second = {{&tables.without_sign}, run.states[1]};
+  const State<true> third = {{&tables.with_sign}, run.states[2]};
+  Quad g[kQuads], p[kQuads], s1[kQuads], s2[kQuads], s3[kQuads];
   BITSHARD_UNROLL
   for (int k = 0; k < kQuads; ++k) {
     g[k] = Load(shape.gradient_type, run.gradient, block, k);
     p[k] = Load(from_type, from, block, k);
   }
   first.Load(block, s1);
-  if constexpr (Rule::kNumStates == 2) second.Load(block, s2);
+  if constexpr (kStates > 1) second.Load(block, s2);
+  if constexpr (kStates > 2) third.Load(block, s3);
   BITSHARD_UNROLL
   for (int k = 0; k < kQuads; ++k) {
     BITSHARD_UNROLL
     for (int j = 0; j < core::kQuadElems; ++j) {
-      p[k].at[j] = StepElement<Rule>(hyper, g[k].at[j], p[k].at[j], &s1[k].at[j], &s2[k].at[j]);
+      p[k].at[j] = StepElement<Rule>(hyper, g[k].at[j], p[k].at[j], &s1[k].at[j], &s2[k].at[j],
+                                     &s3[k].at[j]);
     }
     StoreParameter(shape, block, k, p[k]);
   }
   first.Store(block, s1);
-  if constexpr (Rule::kNumStates == 2) second.Store(block, s2);
+  if constexpr (kStates > 1) second.Store(block, s2);
+  if constexpr (kStates > 2) third.Store(block, s3);
 }
 
 template <class Rule>
 __device__ void LoadTables(const CodecTables& from, CodecTables* to) {
-  constexpr int kCount = Rule::kNumStates * kTableQuads;
+  constexpr int kCount = (Rule::kNumStates > 1 ? 2 : 1) * kTableQuads;
   for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kThreads) {
     reinterpret_cast<float4*>(to)[i] = reinterpret_cast<const float4*>(&from)[i];
   }
@@ -272,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, kMinCtas)
     const int64_t left = block.run->run.elems - block.begin;
     block.elems = static_cast<int>(left < kBlock ? left : kBlock);
     block.whole = block.run->aligned != 0 && left >= kBlock;
-    StepBlock<Rule>(hyper, shape, tables, block);
+    StepBlock<Rule>(ForRun<Rule>(hyper, block.run->run.update_scale), shape, tables, block);
   }
 }
 
@@ -280,12 +283,11 @@ __global__ void __launch_bounds__(kThreads, kMinCtas)
 
 bool IsAligned(const StepRun& run, const StepArgs& args) {
   const auto ok = [](DType type, const void* p) { return core::IsQuadAligned(type, p); };
-  const auto states = {run.state1, run.state2, run.master};
-  const auto codes = {run.codes1, run.codes2};
   return ok(args.parameter_type, run.parameter) && ok(args.gradient_type, run.gradient) &&
-         std::all_of(states.begin(), states.end(),
-                     [&](float* p) { return ok(DType::kFloat32, p); }) &&
-         std::all_of(codes.begin(), codes.end(), [&](uint8_t* p) { return ok(DType::kUInt8, p); });
+         ok(DType::kFloat32, run.master) &&
+         std::all_of(run.states, run.states + kMaxStates, [&](const RunState& state) {
+           return ok(DType::kFloat32, state.values) && ok(DType::kUInt8, state.codes);
+         });
 }
 
 struct FreeDevice {
@@ -401,6 +403,11 @@ absl::Status Stepper::Launch(const StepArgs& args, int64_t num_blocks) {
 absl::Status Stepper::Step(const StepArgs& args) {
   const std::string fault = StepArgsFault(args);
   if (!fault.empty()) return core::ConfigError(absl::StrCat("optimizer step: ", fault));
+  if (args.state_block != kBlock ||
+      std::any_of(args.tables, args.tables + kMaxStates, [](auto* t) { return t != nullptr; })) {
+    return core::ConfigError(
+        "optimizer step: on a device 8-bit state has blocks of 256 and the dynamic tables");
+  }
   if (static_cast<int64_t>(args.runs.size()) > options_.max_runs) {
     return core::ConfigError(absl::StrCat("optimizer step: got ", args.runs.size(),
                                           " runs, want at most max_runs, ", options_.max_runs));

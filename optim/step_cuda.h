@@ -28,7 +28,7 @@ struct CudaStepperOptions {
   cudaStream_t stream = nullptr;
 };
 
-/// Holds the block table and the codec's tables in device memory: about 5 KB, and 120 bytes a run,
+/// Holds the block table and the codec's tables in device memory: about 5 KB, and 152 bytes a run,
 /// which are kept in pinned host memory four times more. Stream: everything is enqueued on the
 /// stream of the options, which must outlive it; the destructor waits for that stream. Threads: one
 /// thread uses it.

@@ -1,11 +1,10 @@
 // Lion for one element. Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023,
 // algorithm 2.
 //
-// Named decisions (docs/numerics.md; tests/optim/rules_test.cc):
+// Named decisions (docs/numerics.md; tests/optim/step_oracle_test.py):
 //   decay        decoupled, before the update.
 //   sign(0)      0, for both zeros: an element without gradient and momentum does not move. (LoRA's
-//   A has exactly
-//                zero gradient in the first step, since B starts at zero.)
+//                A has exactly zero gradient in the first step, since B starts at zero.)
 //   non-finite   propagates into the state; the engine skips such steps.
 //   steps        none of its constants depends on the step.
 #ifndef BITSHARD_OPTIM_RULES_LION_H_
@@ -19,6 +18,8 @@ namespace bitshard::optim {
 
 struct LionRule {
   static constexpr int kNumStates = 1;
+  static constexpr bool kHasUpdateNorm = false;
+  static constexpr RuleDefaults kDefaults = {.learning_rate = 1e-4, .beta2 = 0.99, .eps = 0};
   struct Hyper {
     float beta1, one_minus_beta1;
     float beta2, one_minus_beta2;

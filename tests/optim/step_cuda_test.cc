@@ -186,14 +186,13 @@ TEST(StepCuda, CutsOfATensorRoundWithTheSameRandomNumbers) {
     second.first_elem = 1024;
     second.parameter = static_cast<uint16_t*>(second.parameter) + 1024;
     second.gradient = static_cast<const float*>(second.gradient) + 1024;
-    if (second.codes1 != nullptr) {
-      second.codes1 += 1024;
-      second.codes2 += 1024;
-      second.absmax1 += 4;
-      second.absmax2 += 4;
-    } else {
-      second.state1 += 1024;
-      second.state2 += 1024;
+    for (RunState& state : second.states) {
+      if (state.codes != nullptr) {
+        state.codes += 1024;
+        state.absmax += 4;
+      } else if (state.values != nullptr) {
+        state.values += 1024;
+      }
     }
     halves.push_back(second);
   }

@@ -19,7 +19,7 @@ def targets(tool: str) -> list[str]:
     """The SIMD targets of this processor, from the message about one that does not exist."""
     names = []
     for name in ("AVX3_DL", "AVX3", "AVX2", "SSE4", "SSSE3", "NEON", "SVE"):
-        if subprocess.run([tool] + ["adamw", "8", "0", "1"] + ["0"] * 6 + ["/tmp/none"], capture_output=True,
+        if subprocess.run([tool, "/tmp/none", "rule=none"], capture_output=True,
                           env=dict(os.environ, BITSHARD_SIMD=name)).returncode != 2:
             names.append(name)
     assert names
@@ -49,14 +49,16 @@ class Tool:
             mode: str = "nearest") -> dict:
         p.astype(np.float32).tofile(self.prefix + ".p")
         g.tofile(self.prefix + ".g")
-        subprocess.run([self.path, rule, str(bits), str(len(g)), str(p.size), repr(lr), *map(repr, BETAS), repr(eps),
-                        repr(wd), repr(scale), self.prefix, *types, mode], check=True, stdout=subprocess.DEVNULL,
-                       env=dict(os.environ, **({"BITSHARD_SIMD": simd} if simd else {})))
+        settings = {"rule": f"{rule}_{bits}bit", "steps": len(g), "n": p.size, "lr": lr, "beta1": BETAS[0],
+                    "beta2": BETAS[1], "eps": eps, "wd": wd, "scale": scale, "types": ",".join(types), "mode": mode}
+        subprocess.run([self.path, self.prefix, *(f"{key}={value}" for key, value in settings.items())], check=True,
+                       stdout=subprocess.DEVNULL, env=dict(os.environ, **({"BITSHARD_SIMD": simd} if simd else {})))
         raw = np.fromfile(self.prefix + ".out", np.uint8)
         blocks, at, out = (p.size + BLOCK - 1) // BLOCK, 0, {}
         parts = [("p", np.float32, p.size)]
-        parts += ([("m", np.uint8, p.size), ("ma", np.float32, blocks), ("v", np.uint8, p.size), ("va", np.float32, blocks)]
-                  if bits == 8 else [("m", np.float32, p.size), ("v", np.float32, p.size)])
+        for state in ("m",) if rule == "lion" else ("m", "v"):
+            parts += ([(state, np.uint8, p.size), (state + "a", np.float32, blocks)] if bits == 8 else
+                      [(state, np.float32, p.size)])
         if mode == "master":
             parts.append(("master", np.float32, p.size))
         for name, dtype, count in parts:

@@ -61,24 +61,24 @@ class StepTensor {
     for (float& x : p) x = std::normal_distribution<float>()(*random);
     parameter_.host = ToBytes(options.parameter_type, p);
     if (options.has_master) master_.host = p;
-    if (options.is_8bit) {
-      codes1_.host.assign(n, quant::SignedDynamicTable().zero_code);
-      codes2_.host.assign(n, quant::UnsignedDynamicTable().zero_code);
-      absmax1_.host.assign(blocks, 0.0f);
-      absmax2_.host.assign(blocks, 0.0f);
-    } else {
-      state1_.host.assign(n, 0.0f);
-      state2_.host.assign(n, 0.0f);
+    for (int i = 0; i < kMaxStates; ++i) {
+      if (options.is_8bit) {
+        const quant::CodeTable& table =
+            IsSignedState(i) ? quant::SignedDynamicTable() : quant::UnsignedDynamicTable();
+        states_[i].codes.host.assign(n, table.zero_code);
+        states_[i].absmax.host.assign(blocks, 0.0f);
+      } else {
+        states_[i].values.host.assign(n, 0.0f);
+      }
     }
     const size_t width = static_cast<size_t>(core::ByteSize(options.parameter_type));
     parameter_.Send(stream, options.shift * width);
     master_.Send(stream, options.shift);
-    codes1_.Send(stream, options.shift);
-    codes2_.Send(stream, options.shift);
-    absmax1_.Send(stream, options.shift);
-    absmax2_.Send(stream, options.shift);
-    state1_.Send(stream, options.shift);
-    state2_.Send(stream, options.shift);
+    for (State& state : states_) {
+      state.codes.Send(stream, options.shift);
+      state.absmax.Send(stream, options.shift);
+      state.values.Send(stream, options.shift);
+    }
     NewGradient(random);
   }
 
@@ -120,12 +120,12 @@ class StepTensor {
         return;
       }
     }
-    codes1_.ExpectSame(where + ": code 1");
-    codes2_.ExpectSame(where + ": code 2");
-    absmax1_.ExpectSame(where + ": absmax 1");
-    absmax2_.ExpectSame(where + ": absmax 2");
-    state1_.ExpectSame(where + ": state 1");
-    state2_.ExpectSame(where + ": state 2");
+    for (int i = 0; i < kMaxStates; ++i) {
+      const std::string number = std::to_string(i);
+      states_[i].codes.ExpectSame(where + ": code of state " + number);
+      states_[i].absmax.ExpectSame(where + ": absmax of state " + number);
+      states_[i].values.ExpectSame(where + ": state " + number);
+    }
     master_.ExpectSame(where + ": master");
   }
 
@@ -162,23 +162,29 @@ class StepTensor {
 
   template <class Pointer>
   StepRun Run(Pointer&& pointer) {
-    return {.parameter = pointer(parameter_),
-            .gradient = pointer(gradient_),
-            .elems = static_cast<int64_t>(options_.elems),
-            .codes1 = pointer(codes1_),
-            .codes2 = pointer(codes2_),
-            .absmax1 = pointer(absmax1_),
-            .absmax2 = pointer(absmax2_),
-            .state1 = pointer(state1_),
-            .state2 = pointer(state2_),
-            .master = pointer(master_),
-            .tensor = options_.id};
+    StepRun run{.parameter = pointer(parameter_),
+                .gradient = pointer(gradient_),
+                .elems = static_cast<int64_t>(options_.elems),
+                .master = pointer(master_),
+                .tensor = options_.id};
+    for (int i = 0; i < kMaxStates; ++i) {
+      run.states[i] = {.codes = pointer(states_[i].codes),
+                       .absmax = pointer(states_[i].absmax),
+                       .values = pointer(states_[i].values)};
+    }
+    return run;
   }
 
   const StepTensorOptions options_;
   cudaStream_t stream_;
-  Part<uint8_t> parameter_, gradient_, codes1_, codes2_;
-  Part<float> absmax1_, absmax2_, state1_, state2_, master_;
+  // As many as a rule may have; those that it does not have stay as they are.
+  struct State {
+    Part<uint8_t> codes;
+    Part<float> absmax, values;
+  };
+  Part<uint8_t> parameter_, gradient_;
+  State states_[kMaxStates];
+  Part<float> master_;
 };
 
 }  // namespace bitshard::optim

@@ -1,19 +1,25 @@
 // For oracles in Python: runs optimizer steps on one tensor and writes what they leave.
 //
-//   step_tool RULE BITS STEPS N LR BETA1 BETA2 EPS WD SCALE PREFIX [P_TYPE G_TYPE MODE]
-// Reads PREFIX.p [N] and PREFIX.g [STEPS, N], float32. Writes PREFIX.out: parameters [N] float32,
-// then the state: 8-bit codes and absmax of each moment, or float32 moments. P_TYPE, G_TYPE:
-// float32, bfloat16 or float16, to which what was read is rounded; MODE: nearest, master (whose
-// float32 weights are then written last) or stochastic (seed 11, tensor 3).
+//   step_tool PREFIX rule=adamw_8bit steps=10 n=1000 lr=1e-3 beta1=0.9 ... [unorm=1]
+//   [types=bfloat16,float32]
+//             [mode=nearest|master|stochastic] [state_block=256] [tables=1]
+// Reads PREFIX.p [n] and PREFIX.g [steps, n], float32, and with tables=1 PREFIX.t [3, 256]. Writes
+// PREFIX.out: parameters [n] float32, then each state of the rule: 8-bit codes and absmax, or
+// float32; then, with mode=master, the master weights. types: of parameters and gradients, to which
+// what was read is rounded. mode=stochastic: seed 11, tensor 3. "adam" is the rule with L2 decay.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <map>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/numeric.h"
 #include "core/simd.h"
+#include "optim/optimizer_name.h"
 #include "optim/step.h"
 #include "quant/codebook.h"
 
@@ -67,70 +73,143 @@ std::vector<float> Widened(core::DType type, const std::vector<std::byte>& bytes
   return x;
 }
 
+using Settings = std::map<std::string, std::string>;
+
+double Number(const Settings& settings, const std::string& key, double otherwise = 0) {
+  const auto it = settings.find(key);
+  return it == settings.end() ? otherwise : std::atof(it->second.c_str());
+}
+
+std::string Text(const Settings& settings, const std::string& key, const std::string& otherwise) {
+  const auto it = settings.find(key);
+  return it == settings.end() ? otherwise : it->second;
+}
+
+// One of a rule's states, in either form.
+struct State {
+  std::vector<uint8_t> codes;
+  std::vector<float> absmax;
+  std::vector<float> values;
+};
+
+struct Tensor {
+  std::vector<State> states;
+  std::vector<float> master;
+  std::vector<std::byte> p;
+
+  optim::StepRun Run(bool has_master) {
+    optim::StepRun run{.parameter = p.data(),
+                       .elems = static_cast<int64_t>(master.size()),
+                       .master = has_master ? master.data() : nullptr,
+                       .tensor = 3};
+    for (size_t i = 0; i < states.size(); ++i) {
+      if (states[i].values.empty()) {
+        run.states[i] = {.codes = states[i].codes.data(), .absmax = states[i].absmax.data()};
+      } else {
+        run.states[i] = {.values = states[i].values.data()};
+      }
+    }
+    return run;
+  }
+};
+
+optim::StepHyper HyperOf(const Settings& s) {
+  return {.learning_rate = Number(s, "lr"),
+          .beta1 = Number(s, "beta1"),
+          .beta2 = Number(s, "beta2"),
+          .eps = Number(s, "eps"),
+          .weight_decay = Number(s, "wd"),
+          .gradient_scale = Number(s, "scale", 1),
+          .beta3 = Number(s, "beta3"),
+          .alpha = Number(s, "alpha"),
+          .alpha_steps = static_cast<int64_t>(Number(s, "alpha_steps")),
+          .beta3_steps = static_cast<int64_t>(Number(s, "beta3_steps"))};
+}
+
+// The step with the pre-pass that max_unorm asks for.
+void StepLimited(optim::StepArgs args, optim::StepRun run, double max_unorm) {
+  args.runs = std::span(&run, 1);
+  if (max_unorm > 0) {
+    std::vector<optim::BlockNorms> blocks(static_cast<size_t>(run.num_blocks()));
+    optim::UpdateNorms(args, blocks);
+    optim::BlockNorms whole;
+    for (const optim::BlockNorms& block : blocks) {
+      whole.parameter += block.parameter;
+      whole.update += block.update;
+    }
+    run.update_scale = optim::UpdateScale(max_unorm, whole);
+  }
+  optim::Step(args);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if ((argc != 12 && argc != 15) || !core::InitSimdFromEnvironment().ok()) return 2;
-  const std::string rule = argv[1], prefix = argv[11];
-  const bool is_8bit = std::atoi(argv[2]) == 8;
-  const int64_t steps = std::atoll(argv[3]);
-  const size_t n = static_cast<size_t>(std::atoll(argv[4])), blocks = (n + 255) / 256;
-  const core::DType p_type = TypeOf(argc == 15 ? argv[12] : ""),
-                    g_type = TypeOf(argc == 15 ? argv[13] : "");
-  const std::string mode = argc == 15 ? argv[14] : "nearest";
-  std::vector<float> master = Read<float>(prefix + ".p", n);
-  std::vector<std::byte> p = Narrowed(p_type, master);
-  const std::vector<std::byte> g =
-      Narrowed(g_type, Read<float>(prefix + ".g", n * static_cast<size_t>(steps)));
-  const size_t g_bytes = n * static_cast<size_t>(core::ByteSize(g_type));
-  std::vector<uint8_t> codes1(n, quant::SignedDynamicTable().zero_code),
-      codes2(n, quant::UnsignedDynamicTable().zero_code);
-  std::vector<float> absmax1(blocks), absmax2(blocks), state1(n), state2(n);
-  const optim::Algorithm algorithm = rule == "adam"    ? optim::Algorithm::kAdam
-                                     : rule == "adamw" ? optim::Algorithm::kAdamW
-                                                       : optim::Algorithm::kLion;
-  for (int64_t step = 1; step <= steps; ++step) {
-    optim::StepRun run{.parameter = p.data(),
-                       .gradient = g.data() + static_cast<size_t>(step - 1) * g_bytes,
-                       .elems = static_cast<int64_t>(n),
-                       .master = mode == "master" ? master.data() : nullptr,
-                       .tensor = 3};
-    if (is_8bit) {
-      run.codes1 = codes1.data();
-      run.codes2 = codes2.data();
-      run.absmax1 = absmax1.data();
-      run.absmax2 = absmax2.data();
+  if (argc < 3 || !core::InitSimdFromEnvironment().ok()) return 2;
+  const std::string prefix = argv[1];
+  Settings s;
+  for (int i = 2; i < argc; ++i) {
+    const std::string arg = argv[i];
+    s[arg.substr(0, arg.find('='))] = arg.substr(arg.find('=') + 1);
+  }
+  const std::string rule = Text(s, "rule", "");
+  const auto name = optim::ParseOptimizerName(rule);
+  if (!name.ok()) return 1;
+  const std::string types = Text(s, "types", "float32,float32"), mode = Text(s, "mode", "nearest");
+  const core::DType p_type = TypeOf(types.substr(0, types.find(','))),
+                    g_type = TypeOf(types.substr(types.find(',') + 1));
+  const size_t n = static_cast<size_t>(Number(s, "n")),
+               steps = static_cast<size_t>(Number(s, "steps"));
+  const int64_t state_block = static_cast<int64_t>(Number(s, "state_block", 256));
+  std::vector<quant::CodeTable> tables = {
+      quant::SignedDynamicTable(), quant::UnsignedDynamicTable(), quant::SignedDynamicTable()};
+  const bool has_tables = Number(s, "tables") == 1;
+  if (has_tables) {
+    const std::vector<float> values = Read<float>(prefix + ".t", 3 * 256);
+    for (size_t i = 0; i < 3; ++i)
+      tables[i] = quant::MakeCodeTable(std::span(values).subspan(i * 256, 256)).value();
+  }
+
+  Tensor tensor{.states = {}, .master = Read<float>(prefix + ".p", n), .p = {}};
+  tensor.p = Narrowed(p_type, tensor.master);
+  const optim::Algorithm algorithm =
+      rule.starts_with("adam_") ? optim::Algorithm::kAdam : name->algorithm;
+  for (size_t i = 0; i < static_cast<size_t>(optim::NumStates(algorithm)); ++i) {
+    State state;
+    if (name->bits == 8) {
+      state.codes.assign(n, tables[i].zero_code);
+      state.absmax.assign(
+          (n + static_cast<size_t>(state_block) - 1) / static_cast<size_t>(state_block), 0.0f);
     } else {
-      run.state1 = state1.data();
-      run.state2 = state2.data();
+      state.values.assign(n, 0.0f);
     }
-    optim::Step({.algorithm = algorithm,
-                 .hyper = {.step = step,
-                           .learning_rate = std::atof(argv[5]),
-                           .beta1 = std::atof(argv[6]),
-                           .beta2 = std::atof(argv[7]),
-                           .eps = std::atof(argv[8]),
-                           .weight_decay = std::atof(argv[9]),
-                           .gradient_scale = std::atof(argv[10])},
-                 .parameter_type = p_type,
-                 .gradient_type = g_type,
-                 .runs = std::span(&run, 1),
-                 .rounding = mode == "stochastic" ? optim::Rounding::kStochastic
-                                                  : optim::Rounding::kNearestEven,
-                 .seed = 11});
+    tensor.states.push_back(std::move(state));
   }
+  const std::vector<std::byte> g = Narrowed(g_type, Read<float>(prefix + ".g", n * steps));
+  optim::StepRun run = tensor.Run(mode == "master");
+  optim::StepArgs args{.algorithm = algorithm,
+                       .hyper = HyperOf(s),
+                       .parameter_type = p_type,
+                       .gradient_type = g_type,
+                       .rounding = mode == "stochastic" ? optim::Rounding::kStochastic
+                                                        : optim::Rounding::kNearestEven,
+                       .seed = 11,
+                       .state_block = state_block};
+  for (size_t i = 0; i < 3 && has_tables; ++i) args.tables[i] = &tables[i];
+  for (size_t step = 0; step < steps; ++step) {
+    args.hyper.step = static_cast<int64_t>(step) + 1;
+    run.gradient = g.data() + step * n * static_cast<size_t>(core::ByteSize(g_type));
+    StepLimited(args, run, Number(s, "unorm"));
+  }
+
   std::ofstream out(prefix + ".out", std::ios::binary);
-  Write(out, Widened(p_type, p));
-  if (is_8bit) {
-    Write(out, codes1);
-    Write(out, absmax1);
-    Write(out, codes2);
-    Write(out, absmax2);
-  } else {
-    Write(out, state1);
-    Write(out, state2);
+  Write(out, Widened(p_type, tensor.p));
+  for (const State& state : tensor.states) {
+    Write(out, state.codes);
+    Write(out, state.absmax);
+    Write(out, state.values);
   }
-  if (mode == "master") Write(out, master);
+  if (mode == "master") Write(out, tensor.master);
   std::printf("%s\n", core::SimdTargetName().c_str());
   return out.good() ? 0 : 1;
 }

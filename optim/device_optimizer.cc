@@ -113,9 +113,9 @@ absl::StatusOr<std::vector<std::vector<T>>> Engine::GatherBlocks(const char* nam
   if (comm_->world_size() > 1) BITSHARD_RETURN_IF_ERROR(Gather(device, name, stream));
   const size_t bytes = static_cast<size_t>(layout_.num_blocks()) * sizeof(T);
   if (bytes > 0) {
-    BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
-        cudaMemcpyAsync(host_squares_.memory().data(), squares_.memory().data(), bytes,
-                        cudaMemcpyDeviceToHost, stream)));
+    BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaMemcpyAsync(host_squares_.memory().data(),
+                                                                  squares_.memory().data(), bytes,
+                                                                  cudaMemcpyDeviceToHost, stream)));
   }
   BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaStreamSynchronize(stream)));
   BITSHARD_RETURN_IF_ERROR(comm_->status());
@@ -129,11 +129,11 @@ absl::StatusOr<std::vector<std::vector<T>>> Engine::GatherBlocks(const char* nam
 }
 
 absl::StatusOr<double> Engine::GradientNorm(const float* gradients, double gradient_scale) {
-  BITSHARD_RETURN_IF_ERROR(SumSquaresByBlockCuda(
-      {.x = gradients,
-       .elems = shards_.NumBlocksOf(comm_->rank()) * core::kBlockElems,
-       .out = PartOf<double>(comm_->rank()),
-       .stream = options_.stream}));
+  BITSHARD_RETURN_IF_ERROR(
+      SumSquaresByBlockCuda({.x = gradients,
+                             .elems = shards_.NumBlocksOf(comm_->rank()) * core::kBlockElems,
+                             .out = PartOf<double>(comm_->rank()),
+                             .stream = options_.stream}));
   BITSHARD_ASSIGN_OR_RETURN(const auto parts, GatherBlocks<double>("gradient norm"));
   return BlockSquaresNorm(layout_, shards_, parts) * std::abs(gradient_scale);
 }
@@ -183,8 +183,8 @@ absl::Status Engine::Step(const DeviceStepArgs& args) {
     BITSHARD_ASSIGN_OR_RETURN(scales, UpdateScalesOf(step));
     step.update_scales = scales;
   }
-  BITSHARD_RETURN_IF_ERROR(shard_->Step(
-      step, [&](int64_t blocks) { return StartGathers(args.parameters, blocks); }));
+  BITSHARD_RETURN_IF_ERROR(
+      shard_->Step(step, [&](int64_t blocks) { return StartGathers(args.parameters, blocks); }));
   BITSHARD_CHECK(comm_->world_size() == 1 || next_bucket_ == shards_.num_buckets())
       << next_bucket_ << " of " << shards_.num_buckets() << " buckets gathered";
   BITSHARD_RETURN_IF_ERROR(gathered_.Record(gathering_.get()));

@@ -39,9 +39,10 @@ struct DeviceStepArgs {
 class DeviceOptimizer {
  public:
   /// `comm` outlives it.
-  static absl::StatusOr<std::unique_ptr<DeviceOptimizer>> Create(
-      const core::FlatLayout& layout, const comm::ShardMap& shards, comm::DeviceCommunicator* comm,
-      const DeviceShardOptions& options);
+  static absl::StatusOr<std::unique_ptr<DeviceOptimizer>> Create(const core::FlatLayout& layout,
+                                                                 const comm::ShardMap& shards,
+                                                                 comm::DeviceCommunicator* comm,
+                                                                 const DeviceShardOptions& options);
   virtual ~DeviceOptimizer() = default;
 
   /// As ShardedOptimizer::GradientNorm, the same bits. Waits for the stream.

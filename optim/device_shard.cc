@@ -15,9 +15,8 @@ DeviceShard::DeviceShard(const core::FlatLayout& layout, const comm::ShardMap& s
                          const DeviceShardOptions& options, TensorGroups groups)
     : options_(options),
       groups_(std::move(groups)),
-      pages_(
-          layout, shards, rank,
-          {.num_states = NumStates(options.settings.name.algorithm), .forms = groups_.forms()}),
+      pages_(layout, shards, rank,
+             {.num_states = NumStates(options.settings.name.algorithm), .forms = groups_.forms()}),
       runs_(&groups_) {}
 
 absl::StatusOr<std::unique_ptr<DeviceShard>> DeviceShard::Create(
@@ -73,9 +72,9 @@ absl::Status DeviceShard::Flush(const DeviceShardStep& args, BlockNorms* norms) 
     StepArgs of_group = groups_.ArgsOf(group, args.moment);
     of_group.runs = runs_.of(group);
     CudaStepper& stepper = *steppers_[static_cast<size_t>(group)];
-    BITSHARD_RETURN_IF_ERROR(norms == nullptr
-                                 ? stepper.Step(of_group)
-                                 : stepper.UpdateNorms(of_group, runs_.first_local_of(group), norms));
+    BITSHARD_RETURN_IF_ERROR(
+        norms == nullptr ? stepper.Step(of_group)
+                         : stepper.UpdateNorms(of_group, runs_.first_local_of(group), norms));
   }
   runs_.Clear();
   return absl::OkStatus();
@@ -104,8 +103,7 @@ absl::Status DeviceShard::WalkResident(const DeviceShardStep& args, BlockNorms* 
   }
   BITSHARD_RETURN_IF_ERROR(Flush(args, norms));
   for (int64_t page = 0; page < pages_.num_pages(); ++page) {
-    BITSHARD_RETURN_IF_ERROR(
-        buffer_->Release(page, options_.stream, {.dirty = norms == nullptr}));
+    BITSHARD_RETURN_IF_ERROR(buffer_->Release(page, options_.stream, {.dirty = norms == nullptr}));
   }
   return done(pages_.BlocksThrough(pages_.num_pages() - 1));
 }
@@ -117,8 +115,7 @@ absl::Status DeviceShard::WalkPaged(const DeviceShardStep& args, BlockNorms* nor
     BITSHARD_ASSIGN_OR_RETURN(std::byte* const at, buffer_->Acquire(page, options_.stream));
     AddPage(args, page, at);
     BITSHARD_RETURN_IF_ERROR(Flush(args, norms));
-    BITSHARD_RETURN_IF_ERROR(
-        buffer_->Release(page, options_.stream, {.dirty = norms == nullptr}));
+    BITSHARD_RETURN_IF_ERROR(buffer_->Release(page, options_.stream, {.dirty = norms == nullptr}));
     BITSHARD_RETURN_IF_ERROR(done(pages_.BlocksThrough(page)));
   }
   return buffer_->EndWalk();

@@ -60,8 +60,8 @@ class DeviceShard {
   ~DeviceShard();
 
   /// Puts the step on the stream, page by page; one launch for each group of tensors where the
-  /// state is resident. `done(n)` is called when the step of this rank's first n blocks is on the stream.
-  /// After an error the state is half stepped: every later call returns it.
+  /// state is resident. `done(n)` is called when the step of this rank's first n blocks is on the
+  /// stream. After an error the state is half stepped: every later call returns it.
   absl::Status Step(const DeviceShardStep& args,
                     absl::FunctionRef<absl::Status(int64_t blocks)> done);
 

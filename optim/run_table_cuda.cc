@@ -10,8 +10,8 @@ absl::StatusOr<std::unique_ptr<RunTable>> RunTable::Create(int64_t max_runs, cud
   BITSHARD_RETURN_IF_ERROR(AllocateOnDevice<TableRun>(max_runs, &table->runs_));
   for (Upload& upload : table->uploads_) {
     void* p = nullptr;
-    BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
-        cudaMallocHost(&p, static_cast<size_t>(max_runs) * sizeof(TableRun))));
+    BITSHARD_RETURN_IF_ERROR(
+        BITSHARD_CUDA_STATUS(cudaMallocHost(&p, static_cast<size_t>(max_runs) * sizeof(TableRun))));
     upload.runs.reset(static_cast<TableRun*>(p));
     cudaEvent_t event = nullptr;
     BITSHARD_RETURN_IF_ERROR(

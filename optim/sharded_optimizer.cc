@@ -193,7 +193,7 @@ absl::Status Engine::StartGathers(std::span<float> parameters, int64_t local_blo
       const core::BlockRange run = shards_.Run(next_bucket_, rank);
       gathered.push_back(std::as_writable_bytes(
           parameters.subspan(static_cast<size_t>(run.begin * core::kBlockElems),
-                                       static_cast<size_t>(run.size() * core::kBlockElems))));
+                             static_cast<size_t>(run.size() * core::kBlockElems))));
     }
     const std::span<const std::byte> mine = gathered[static_cast<size_t>(comm_->rank())];
     BITSHARD_ASSIGN_OR_RETURN(
@@ -227,8 +227,7 @@ absl::Status Engine::Step(const ShardedStepArgs& args) {
   }
   if (buffer_ != nullptr) {
     BITSHARD_RETURN_IF_ERROR(WalkPages(
-        {.dirty = true},
-        [&](int64_t page, std::byte* at) { StepPage(page, at, args, scales); },
+        {.dirty = true}, [&](int64_t page, std::byte* at) { StepPage(page, at, args, scales); },
         [&](int64_t page) { return StartGathers(args.parameters, pages_.BlocksThrough(page)); }));
   }
   // A rank without blocks, and buckets in which this rank has none.
@@ -318,8 +317,8 @@ absl::StatusOr<int64_t> ShardedOptimizer::SentBytesPerStep(const core::FlatLayou
   constexpr auto kNormBytes = static_cast<int64_t>(sizeof(double));
   constexpr auto kUpdateNormBytes = static_cast<int64_t>(sizeof(BlockNorms));
   const int64_t others = shards.world_size() - 1;
-  const int64_t block_bytes = core::kBlockElems * 4 + kNormBytes +
-                              (groups.max_unorm() > 0 ? kUpdateNormBytes : 0);
+  const int64_t block_bytes =
+      core::kBlockElems * 4 + kNormBytes + (groups.max_unorm() > 0 ? kUpdateNormBytes : 0);
   return others * shards.NumBlocksOf(rank) * block_bytes;
 }
 

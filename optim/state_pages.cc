@@ -79,14 +79,13 @@ int64_t StatePages::SegmentBytes(int64_t blocks, const StateForm& form) const {
 
 int64_t StatePages::BlockBytes(int64_t tensor) const {
   const StateForm& form = options_.forms[static_cast<size_t>(tensor)];
-  return options_.num_states * (form.is_8bit ? core::kBlockElems + form.absmax_per_block() * 4
-                                             : core::kBlockElems * 4);
+  return options_.num_states *
+         (form.is_8bit ? core::kBlockElems + form.absmax_per_block() * 4 : core::kBlockElems * 4);
 }
 
 std::span<const StateSegment> StatePages::SegmentsOf(int64_t page) const {
   const size_t first = first_segment_[static_cast<size_t>(page)];
-  return std::span(segments_).subspan(first,
-                                      first_segment_[static_cast<size_t>(page) + 1] - first);
+  return std::span(segments_).subspan(first, first_segment_[static_cast<size_t>(page) + 1] - first);
 }
 
 int64_t StatePages::BlocksThrough(int64_t page) const {

@@ -44,8 +44,8 @@ class CudaStepper {
   /// before the call returns. Runs that are those of the call before are not sent to the device
   /// again. Where they differ, the call waits until the device has taken the table of the fourth
   /// upload before, no more. Without elements nothing is enqueued. Errors: kInvalidArgument for
-  /// what StepArgsFault names, for tables (StepArgs::tables must be the rule's own) and for more than
-  /// max_runs runs; kInternal when a launch is refused.
+  /// what StepArgsFault names, for tables (StepArgs::tables must be the rule's own) and for more
+  /// than max_runs runs; kInternal when a launch is refused.
   virtual absl::Status Step(const StepArgs& args) = 0;
 
   /// Enqueues optim::UpdateNorms, the same bits, for block b of run r into out[first_norm[r] + b]

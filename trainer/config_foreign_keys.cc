@@ -41,8 +41,7 @@ const std::vector<RefusedKey>& RefusedKeys() {
       {"optim_args",
        "refused; write the keys themselves: adam_beta1, adam_beta2, adam_beta3, adam_epsilon, "
        "momentum, rmsprop_alpha, max_unorm, ademamix_alpha, ademamix_t_alpha, ademamix_t_beta3"},
-      {"lr_groups",
-       "write optimizer_overrides: [{pattern: \"*.q_proj.*\", learning_rate: 1e-3}]"},
+      {"lr_groups", "write optimizer_overrides: [{pattern: \"*.q_proj.*\", learning_rate: 1e-3}]"},
       {"loraplus_lr_ratio",
        "write optimizer_overrides: [{pattern: \"*.lora_B.*\", learning_rate: RATE}]"},
       {"group_by_length", "refused: samples are packed; see sample_packing"},

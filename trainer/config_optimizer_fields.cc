@@ -98,8 +98,7 @@ ConfigField WarmedUpField(std::string key, At at) {
 
 // --- overrides ---
 
-constexpr char kOverrideType[] =
-    "list of {pattern, bits, block_size, learning_rate, weight_decay}";
+constexpr char kOverrideType[] = "list of {pattern, bits, block_size, learning_rate, weight_decay}";
 
 std::string ReadOverrideMember(const YamlMember& member, OptimizerOverride* override) {
   const auto read_int = [&](std::optional<int64_t>* value) {
@@ -244,26 +243,34 @@ std::vector<ConfigField> OptimizerFields() {
       WarmupStepsField(),
       NumberField("warmup_ratio", {}, [](auto& c) -> auto& { return c.optimizer.warmup_ratio; },
                   {.max = 1, .below_max = true}),
-      HyperField("adam_beta1", &Defaults::beta1, {.max = 1, .below_max = true}, &HasBeta1,
-                 [](auto& c) -> auto& { return c.optimizer.adam_beta1; }),
-      HyperField("adam_beta2", &Defaults::beta2, {.max = 1, .below_max = true}, &HasBeta2,
-                 [](auto& c) -> auto& { return c.optimizer.adam_beta2; }),
-      HyperField("adam_beta3", &Defaults::beta3, {.max = 1, .below_max = true}, &IsAdEmaMix,
-                 [](auto& c) -> auto& { return c.optimizer.adam_beta3; }),
-      HyperField("adam_epsilon", &Defaults::eps, {.max = 1, .above_min = true}, &HasEps,
-                 [](auto& c) -> auto& { return c.optimizer.adam_epsilon; }),
-      HyperField("momentum", &Defaults::beta1, {.max = 1, .below_max = true}, &HasMomentum,
-                 [](auto& c) -> auto& { return c.optimizer.momentum; }),
-      HyperField("rmsprop_alpha", &Defaults::beta1, {.max = 1, .below_max = true}, &IsRmsProp,
-                 [](auto& c) -> auto& { return c.optimizer.rmsprop_alpha; }),
-      HyperField("ademamix_alpha", &Defaults::alpha, {.max = 1000}, &IsAdEmaMix,
-                 [](auto& c) -> auto& { return c.optimizer.ademamix_alpha; }),
-      WarmedUpField("ademamix_t_alpha",
-                    [](auto& c) -> auto& { return c.optimizer.ademamix_t_alpha; }),
-      WarmedUpField("ademamix_t_beta3",
-                    [](auto& c) -> auto& { return c.optimizer.ademamix_t_beta3; }),
-      HyperField("max_unorm", &Defaults::max_unorm, {.max = 1000}, &optim::HasUpdateNorm,
-                 [](auto& c) -> auto& { return c.optimizer.max_unorm; }),
+      HyperField(
+          "adam_beta1", &Defaults::beta1, {.max = 1, .below_max = true}, &HasBeta1,
+          [](auto& c) -> auto& { return c.optimizer.adam_beta1; }),
+      HyperField(
+          "adam_beta2", &Defaults::beta2, {.max = 1, .below_max = true}, &HasBeta2,
+          [](auto& c) -> auto& { return c.optimizer.adam_beta2; }),
+      HyperField(
+          "adam_beta3", &Defaults::beta3, {.max = 1, .below_max = true}, &IsAdEmaMix,
+          [](auto& c) -> auto& { return c.optimizer.adam_beta3; }),
+      HyperField(
+          "adam_epsilon", &Defaults::eps, {.max = 1, .above_min = true}, &HasEps,
+          [](auto& c) -> auto& { return c.optimizer.adam_epsilon; }),
+      HyperField(
+          "momentum", &Defaults::beta1, {.max = 1, .below_max = true}, &HasMomentum,
+          [](auto& c) -> auto& { return c.optimizer.momentum; }),
+      HyperField(
+          "rmsprop_alpha", &Defaults::beta1, {.max = 1, .below_max = true}, &IsRmsProp,
+          [](auto& c) -> auto& { return c.optimizer.rmsprop_alpha; }),
+      HyperField(
+          "ademamix_alpha", &Defaults::alpha, {.max = 1000}, &IsAdEmaMix,
+          [](auto& c) -> auto& { return c.optimizer.ademamix_alpha; }),
+      WarmedUpField(
+          "ademamix_t_alpha", [](auto& c) -> auto& { return c.optimizer.ademamix_t_alpha; }),
+      WarmedUpField(
+          "ademamix_t_beta3", [](auto& c) -> auto& { return c.optimizer.ademamix_t_beta3; }),
+      HyperField(
+          "max_unorm", &Defaults::max_unorm, {.max = 1000}, &optim::HasUpdateNorm,
+          [](auto& c) -> auto& { return c.optimizer.max_unorm; }),
       NumberField("weight_decay", {}, [](auto& c) -> auto& { return c.optimizer.weight_decay; },
                   {.max = 100}),
       NumberField("max_grad_norm", {}, [](auto& c) -> auto& { return c.optimizer.max_grad_norm; },

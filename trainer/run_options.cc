@@ -75,7 +75,8 @@ absl::StatusOr<optim::ShardedOptimizerOptions> OptimizerOptionsOf(const Config& 
                               .bits = override.bits,
                               .block_size = override.block_size,
                               .weight_decay = override.weight_decay});
-    if (override.learning_rate) made.learning_rate_factor = *override.learning_rate / o.learning_rate;
+    if (override.learning_rate)
+      made.learning_rate_factor = *override.learning_rate / o.learning_rate;
   }
   options.paging = {.tier = config.paging.tier,
                     .budget_bytes = config.paging.budget,

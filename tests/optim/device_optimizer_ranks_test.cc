@@ -178,8 +178,8 @@ TEST_P(DeviceTrainingOverNccl, HasTheBitsOfTheHostOverMpi) {
   const core::TestStream stream;
   const ShardedOptimizerOptions on_host{.settings = SettingsOf({.name = "adamw_8bit"})};
   auto host = ShardedOptimizer::Create(layout, shards, job, on_host);
-  auto device = DeviceOptimizer::Create(
-      layout, shards, devices, {.settings = on_host.settings, .stream = stream.get()});
+  auto device = DeviceOptimizer::Create(layout, shards, devices,
+                                        {.settings = on_host.settings, .stream = stream.get()});
   auto host_reducer =
       comm::GradientReducer::Create(layout, shards, job, {.micro_batches_per_step = GetParam()});
   auto device_reducer = comm::DeviceGradientReducer::Create(

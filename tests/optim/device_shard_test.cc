@@ -153,13 +153,13 @@ void DeviceShardTest::StepAsOneOf(int world_size, const Result& want) {
       }
       upload(gradients, own);
       int64_t done = 0;
-      const absl::Status status = (*shard)->Step(
-          {.parameters = arena, .gradients = gradients, .moment = Moment(step)},
-          [&](int64_t blocks) {
-            EXPECT_GT(blocks, done);
-            done = blocks;
-            return absl::OkStatus();
-          });
+      const absl::Status status =
+          (*shard)->Step({.parameters = arena, .gradients = gradients, .moment = Moment(step)},
+                         [&](int64_t blocks) {
+                           EXPECT_GT(blocks, done);
+                           done = blocks;
+                           return absl::OkStatus();
+                         });
       ASSERT_TRUE(status.ok()) << status;
       EXPECT_EQ(done, mine);
     }

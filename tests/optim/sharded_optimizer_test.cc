@@ -195,9 +195,9 @@ std::vector<float> SteppedAlone(const core::FlatTensor& tensor, Algorithm algori
   StepRun run{.parameter = p.data(), .gradient = g.data(), .elems = tensor.numel};
   for (int i = 0; i < NumStates(algorithm); ++i) {
     values[i].assign(n, 0);
-    codes[i].assign(n, (IsSignedState(i) ? quant::SignedDynamicTable()
-                                         : quant::UnsignedDynamicTable())
-                           .zero_code);
+    codes[i].assign(
+        n,
+        (IsSignedState(i) ? quant::SignedDynamicTable() : quant::UnsignedDynamicTable()).zero_code);
     absmax[i].assign((n + 63) / 64, 0);
     if (held.is_8bit) {
       run.states[i] = {.codes = codes[i].data(), .absmax = absmax[i].data()};
@@ -341,17 +341,18 @@ TEST(TensorGroups, RefuseOverridesThatMeanNothing) {
         layout, {.name = *ParseOptimizerName("adamw_8bit"), .overrides = {override}});
     return groups.ok() ? "accepted" : std::string(groups.status().message());
   };
-  EXPECT_EQ(refusal({.pattern = "*q_prj*", .bits = 32}),
-            "optimizer override \"*q_prj*\": matches no tensor; the nearest is layers.0.q_proj.weight (* "
-            "stands for any characters)");
+  EXPECT_EQ(
+      refusal({.pattern = "*q_prj*", .bits = 32}),
+      "optimizer override \"*q_prj*\": matches no tensor; the nearest is layers.0.q_proj.weight (* "
+      "stands for any characters)");
   EXPECT_THAT(refusal({.pattern = "layers.0.nrom", .bits = 8}), HasSubstr("is layers.0.norm"));
   EXPECT_THAT(refusal({.pattern = "*"}), HasSubstr("changes nothing"));
   EXPECT_THAT(refusal({.pattern = "*", .bits = 4}), HasSubstr("bits: got 4, want 8 or 32"));
   EXPECT_THAT(refusal({.pattern = "*", .block_size = 32}), HasSubstr("want 64, 128 or 256"));
   EXPECT_THAT(refusal({.pattern = "*norm", .block_size = 64}), HasSubstr("32-bit state"));
   EXPECT_EQ(refusal({.pattern = "*norm", .bits = 8, .block_size = 64}), "accepted");
-  const auto no_norm = TensorGroups::Create(
-      layout, {.name = *ParseOptimizerName("lion_8bit"), .max_unorm = 1});
+  const auto no_norm =
+      TensorGroups::Create(layout, {.name = *ParseOptimizerName("lion_8bit"), .max_unorm = 1});
   EXPECT_THAT(std::string(no_norm.status().message()), HasSubstr("max_unorm"));
 }
 

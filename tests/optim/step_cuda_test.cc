@@ -21,9 +21,9 @@ using core::DType;
 using ::testing::HasSubstr;
 
 constexpr DType kFloats[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-constexpr Algorithm kAlgorithms[] = {
-    Algorithm::kAdam,    Algorithm::kAdamW,   Algorithm::kLion, Algorithm::kLamb,    Algorithm::kLars,
-    Algorithm::kRmsProp, Algorithm::kAdagrad, Algorithm::kSgd,  Algorithm::kAdEmaMix};
+constexpr Algorithm kAlgorithms[] = {Algorithm::kAdam,    Algorithm::kAdamW, Algorithm::kLion,
+                                     Algorithm::kLamb,    Algorithm::kLars,  Algorithm::kRmsProp,
+                                     Algorithm::kAdagrad, Algorithm::kSgd,   Algorithm::kAdEmaMix};
 
 struct Case {
   Algorithm algorithm = Algorithm::kAdamW;
@@ -69,20 +69,19 @@ Tensors MakeTensors(const Case& c, std::mt19937* random, cudaStream_t stream) {
 }
 
 StepArgs ArgsOf(const Case& c, int step, const std::vector<StepRun>& runs) {
-  return {
-      .algorithm = c.algorithm,
-      .hyper = {.step = step,
-                .learning_rate = 1e-2,
-                .weight_decay = 0.1,
-                .gradient_scale = 0.5,
-                .alpha_steps = 10,
-                .beta3_steps = 10},
-      .parameter_type = c.parameter_type,
-      .gradient_type = c.gradient_type,
-      .runs = runs,
-      .rounding = c.rounding,
-      .seed = 11,
-      .state_block = static_cast<int64_t>(c.state_block)};
+  return {.algorithm = c.algorithm,
+          .hyper = {.step = step,
+                    .learning_rate = 1e-2,
+                    .weight_decay = 0.1,
+                    .gradient_scale = 0.5,
+                    .alpha_steps = 10,
+                    .beta3_steps = 10},
+          .parameter_type = c.parameter_type,
+          .gradient_type = c.gradient_type,
+          .runs = runs,
+          .rounding = c.rounding,
+          .seed = 11,
+          .state_block = static_cast<int64_t>(c.state_block)};
 }
 
 std::vector<StepRun> HostRuns(Tensors& tensors) {
@@ -116,9 +115,8 @@ void ExpectSameNorms(const Case& c, int step, Tensors& tensors, CudaStepper* ste
   int64_t end = blocks;
   for (const StepRun& run : host) first_norm.push_back(end -= run.num_blocks());
   const core::DeviceArray<double> out(std::vector<double>(want.size() * 2, -1.0), stream);
-  const absl::Status status =
-      stepper->UpdateNorms(ArgsOf(c, step, DeviceRuns(tensors)), first_norm,
-                           reinterpret_cast<BlockNorms*>(out.data()));
+  const absl::Status status = stepper->UpdateNorms(ArgsOf(c, step, DeviceRuns(tensors)), first_norm,
+                                                   reinterpret_cast<BlockNorms*>(out.data()));
   ASSERT_TRUE(status.ok()) << status;
   const std::vector<double> got = out.Get();
   const auto same = [](double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); };
@@ -322,10 +320,10 @@ TEST(StepCuda, RefusesWhatDoesNotFitTogether) {
   StepArgs with_table = ArgsOf({}, 1, {});
   with_table.tables[0] = &table;
   EXPECT_THAT(message(with_table), HasSubstr("dynamic tables"));
-  EXPECT_THAT(std::string(stepper->UpdateNorms(ArgsOf({.algorithm = Algorithm::kLion}, 1, {}), {},
-                                               nullptr)
-                              .message()),
-              HasSubstr("has none"));
+  EXPECT_THAT(
+      std::string(stepper->UpdateNorms(ArgsOf({.algorithm = Algorithm::kLion}, 1, {}), {}, nullptr)
+                      .message()),
+      HasSubstr("has none"));
   EXPECT_TRUE(stepper->Step(ArgsOf({}, 1, {})).ok());
   EXPECT_EQ(CudaStepper::Create({.max_runs = 0}).status().code(),
             absl::StatusCode::kInvalidArgument);

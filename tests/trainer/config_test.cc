@@ -145,8 +145,9 @@ TEST(Config, RefusesContradictions) {
 TEST(Config, RefusesHyperParametersThatTheOptimizerDoesNotHave) {
   const auto no_effect = [](const std::string& optimizer, const std::string& key) {
     const std::string text = absl::StrCat("optimizer: ", optimizer, "\n", key, ": 0.5\n");
-    return Refusal(text) == absl::StrCat("run.yaml:3:1: ", key, ": has no effect with optimizer: ",
-                                         optimizer, "; leave it out");
+    return Refusal(text) == absl::StrCat("run.yaml:3:1: ", key,
+                                         ": has no effect with optimizer: ", optimizer,
+                                         "; leave it out");
   };
   const std::vector<std::string> keys = {"adam_beta1",     "adam_beta2", "adam_beta3",
                                          "adam_epsilon",   "momentum",   "rmsprop_alpha",
@@ -314,19 +315,19 @@ TEST(Config, HashCoversWhatDecidesTheAdapterAndNothingElse) {
        {"threads_per_rank: 7\n", "output_dir: other\n", "save_steps: 1\n", "logging_steps: 1\n",
         "report_to: none\n", "resume_from_checkpoint: true\n", "comm: {timeout: 1}\n",
         "comm: {bucket_bytes: 1MiB}\n", "optimizer: paged_adamw_8bit\npaging: {tier: file}\n",
-        "optimizer: adamw_bnb_8bit\n", "adam_beta2: 0.999\nmax_unorm: 0\n", "generate: {max_new_tokens: 3}\n",
-        "eval_on_start: false\n"}) {
+        "optimizer: adamw_bnb_8bit\n", "adam_beta2: 0.999\nmax_unorm: 0\n",
+        "generate: {max_new_tokens: 3}\n", "eval_on_start: false\n"}) {
     const Config other = Parsed(text);
     EXPECT_EQ(ConfigHash(base), ConfigHash(other)) << text;
     const std::vector<ConfigDifference> differences = DiffConfigs(base, other);
     EXPECT_FALSE(differences.empty()) << text;
     for (const ConfigDifference& d : differences) EXPECT_FALSE(d.changes_result) << d.key;
   }
-  for (const char* text : {"lora_r: 15\n", "seed: 1\n", "global_batch_size: 16\n", "max_steps: 3\n",
-                           "optimizer: lion_8bit\n", "compute_type: fp32\n", "weight_decay: 0.1\n",
-                           "datasets: [x]\n", "min_8bit_size: 1\n", "adam_beta2: 0.99\n",
-                           "max_unorm: 1\n",
-                           "optimizer_overrides: [{pattern: \"*\", block_size: 64}]\n"}) {
+  for (const char* text :
+       {"lora_r: 15\n", "seed: 1\n", "global_batch_size: 16\n", "max_steps: 3\n",
+        "optimizer: lion_8bit\n", "compute_type: fp32\n", "weight_decay: 0.1\n", "datasets: [x]\n",
+        "min_8bit_size: 1\n", "adam_beta2: 0.99\n", "max_unorm: 1\n",
+        "optimizer_overrides: [{pattern: \"*\", block_size: 64}]\n"}) {
     const Config other = Parsed(text);
     EXPECT_NE(ConfigHash(base), ConfigHash(other)) << text;
     ASSERT_EQ(DiffConfigs(base, other).size(), 1u) << text;

@@ -1,5 +1,5 @@
-// The gradient norm from each block's sum of squares, in an order that does not depend on which
-// rank owns which blocks.
+// Norms from what each block adds to them, in an order that does not depend on which rank owns
+// which blocks. In all of them parts[r] has rank r's blocks, in the order of shards.RunsOf(r).
 #ifndef BITSHARD_OPTIM_BLOCK_NORM_H_
 #define BITSHARD_OPTIM_BLOCK_NORM_H_
 
@@ -8,13 +8,18 @@
 
 #include "comm/shard_map.h"
 #include "core/flat_layout.h"
+#include "optim/step.h"
 
 namespace bitshard::optim {
 
-/// parts[r] holds BlockSquares (optim/step.h) of rank r's blocks, in the order of
-/// shards.RunsOf(r). They are summed tensor by tensor, block by block; the square root of that.
+/// parts: BlockSquares (optim/step.h). They are summed tensor by tensor, block by block; the square
+/// root of that.
 double BlockSquaresNorm(const core::FlatLayout& layout, const comm::ShardMap& shards,
                         std::span<const std::vector<double>> parts);
+
+/// parts: UpdateNorms. UpdateScale of each tensor, from its blocks' sums in order.
+std::vector<double> UpdateScales(const core::FlatLayout& layout, const comm::ShardMap& shards,
+                                 std::span<const std::vector<BlockNorms>> parts, double max_unorm);
 
 }  // namespace bitshard::optim
 

@@ -19,22 +19,23 @@
 namespace bitshard::optim {
 namespace {
 
-constexpr int64_t kDoubleBytes = static_cast<int64_t>(sizeof(double));
-
 class Engine : public DeviceOptimizer {
  public:
   Engine(const core::FlatLayout& layout, const comm::ShardMap& shards,
-         comm::DeviceCommunicator* comm, const DeviceOptimizerOptions& options)
+         comm::DeviceCommunicator* comm, const DeviceShardOptions& options)
       : layout_(layout), shards_(shards), comm_(comm), options_(options) {}
 
   absl::Status Init() {
     BITSHARD_ASSIGN_OR_RETURN(shard_,
-                              DeviceShard::Create(layout_, shards_, comm_->rank(), options_.shard));
-    const int64_t bytes = std::max<int64_t>(layout_.num_blocks(), 1) * kDoubleBytes;
+                              DeviceShard::Create(layout_, shards_, comm_->rank(), options_));
+    const bool has_pre_pass = shard_->groups().max_unorm() > 0;
+    const auto block_bytes =
+        static_cast<int64_t>(has_pre_pass ? sizeof(BlockNorms) : sizeof(double));
+    const int64_t bytes = std::max<int64_t>(layout_.num_blocks(), 1) * block_bytes;
     BITSHARD_ASSIGN_OR_RETURN(squares_, paging::Allocation<paging::DeviceResource>::Create(
-                                            &device_, bytes, "sums of squares of gradients"));
+                                            &device_, bytes, "sums of squares of blocks"));
     BITSHARD_ASSIGN_OR_RETURN(host_squares_, paging::Allocation<paging::PinnedResource>::Create(
-                                                 &pinned_, bytes, "sums of squares of gradients"));
+                                                 &pinned_, bytes, "sums of squares of blocks"));
     BITSHARD_ASSIGN_OR_RETURN(gathering_, paging::Stream::Create());
     BITSHARD_ASSIGN_OR_RETURN(stepped_, paging::Event::Create());
     BITSHARD_ASSIGN_OR_RETURN(gathered_, paging::Event::Create());
@@ -42,7 +43,7 @@ class Engine : public DeviceOptimizer {
   }
   ~Engine() override {
     if (gathering_.get() != nullptr) (void)gathering_.Synchronize();
-    (void)BITSHARD_CUDA_STATUS(cudaStreamSynchronize(options_.shard.stream));
+    (void)BITSHARD_CUDA_STATUS(cudaStreamSynchronize(options_.stream));
   }
 
   absl::StatusOr<double> GradientNorm(const float* gradients, double gradient_scale) override;
@@ -55,11 +56,16 @@ class Engine : public DeviceOptimizer {
   absl::Status Gather(std::span<const std::span<std::byte>> parts, const std::string& name,
                       cudaStream_t stream);
   absl::Status StartGathers(float* parameters, int64_t local_blocks_done);
+  template <class T>
+  T* PartOf(int rank) const;
+  template <class T>
+  absl::StatusOr<std::vector<std::vector<T>>> GatherBlocks(const char* name);
+  absl::StatusOr<std::vector<double>> UpdateScalesOf(const DeviceShardStep& args);
 
   const core::FlatLayout layout_;
   const comm::ShardMap shards_;
   comm::DeviceCommunicator* const comm_;
-  const DeviceOptimizerOptions options_;
+  const DeviceShardOptions options_;
   std::unique_ptr<DeviceShard> shard_;
   paging::DeviceResource device_;
   paging::PinnedResource pinned_;
@@ -87,37 +93,55 @@ absl::Status Engine::Gather(std::span<const std::span<std::byte>> parts, const s
   return comm_->StartAllToAll(send, receive, name, stream).status();
 }
 
-absl::StatusOr<double> Engine::GradientNorm(const float* gradients, double gradient_scale) {
-  const cudaStream_t stream = options_.shard.stream;
-  std::vector<std::span<std::byte>> device, host;
-  int64_t at = 0;
+// Where squares_ has what belongs to a rank's blocks, each of which has a T.
+template <class T>
+T* Engine::PartOf(int rank) const {
+  int64_t before = 0;
+  for (int r = 0; r < rank; ++r) before += shards_.NumBlocksOf(r);
+  return reinterpret_cast<T*>(squares_.memory().data()) + before;
+}
+
+// What every rank has put into its part of squares_, by rank, on the host.
+template <class T>
+absl::StatusOr<std::vector<std::vector<T>>> Engine::GatherBlocks(const char* name) {
+  const cudaStream_t stream = options_.stream;
+  std::vector<std::span<std::byte>> device;
   for (int rank = 0; rank < comm_->world_size(); ++rank) {
-    const int64_t bytes = shards_.NumBlocksOf(rank) * kDoubleBytes;
-    device.push_back(
-        squares_.memory().subspan(static_cast<size_t>(at), static_cast<size_t>(bytes)));
-    host.push_back(
-        host_squares_.memory().subspan(static_cast<size_t>(at), static_cast<size_t>(bytes)));
-    at += bytes;
+    device.push_back(std::as_writable_bytes(
+        std::span(PartOf<T>(rank), static_cast<size_t>(shards_.NumBlocksOf(rank)))));
   }
-  BITSHARD_RETURN_IF_ERROR(SumSquaresByBlockCuda(
-      {.x = gradients,
-       .elems = shards_.NumBlocksOf(comm_->rank()) * core::kBlockElems,
-       .out = reinterpret_cast<double*>(device[static_cast<size_t>(comm_->rank())].data()),
-       .stream = stream}));
-  if (comm_->world_size() > 1) BITSHARD_RETURN_IF_ERROR(Gather(device, "gradient norm", stream));
-  if (at > 0) {
-    BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
-        cudaMemcpyAsync(host_squares_.memory().data(), squares_.memory().data(),
-                        static_cast<size_t>(at), cudaMemcpyDeviceToHost, stream)));
+  if (comm_->world_size() > 1) BITSHARD_RETURN_IF_ERROR(Gather(device, name, stream));
+  const size_t bytes = static_cast<size_t>(layout_.num_blocks()) * sizeof(T);
+  if (bytes > 0) {
+    BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaMemcpyAsync(host_squares_.memory().data(),
+                                                                  squares_.memory().data(), bytes,
+                                                                  cudaMemcpyDeviceToHost, stream)));
   }
   BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaStreamSynchronize(stream)));
   BITSHARD_RETURN_IF_ERROR(comm_->status());
-  std::vector<std::vector<double>> parts;
-  for (const std::span<std::byte> part : host) {
-    const double* first = reinterpret_cast<const double*>(part.data());
-    parts.emplace_back(first, first + part.size() / sizeof(double));
+  const T* from = reinterpret_cast<const T*>(host_squares_.memory().data());
+  std::vector<std::vector<T>> parts;
+  for (int rank = 0; rank < comm_->world_size(); ++rank) {
+    parts.emplace_back(from, from + shards_.NumBlocksOf(rank));
+    from += shards_.NumBlocksOf(rank);
   }
+  return parts;
+}
+
+absl::StatusOr<double> Engine::GradientNorm(const float* gradients, double gradient_scale) {
+  BITSHARD_RETURN_IF_ERROR(
+      SumSquaresByBlockCuda({.x = gradients,
+                             .elems = shards_.NumBlocksOf(comm_->rank()) * core::kBlockElems,
+                             .out = PartOf<double>(comm_->rank()),
+                             .stream = options_.stream}));
+  BITSHARD_ASSIGN_OR_RETURN(const auto parts, GatherBlocks<double>("gradient norm"));
   return BlockSquaresNorm(layout_, shards_, parts) * std::abs(gradient_scale);
+}
+
+absl::StatusOr<std::vector<double>> Engine::UpdateScalesOf(const DeviceShardStep& args) {
+  BITSHARD_RETURN_IF_ERROR(shard_->UpdateNorms(args, PartOf<BlockNorms>(comm_->rank())));
+  BITSHARD_ASSIGN_OR_RETURN(const auto parts, GatherBlocks<BlockNorms>("norms of updates"));
+  return UpdateScales(layout_, shards_, parts, shard_->groups().max_unorm());
 }
 
 // On a stream of its own, so that the step of later blocks goes on.
@@ -130,7 +154,7 @@ absl::Status Engine::StartGathers(float* parameters, int64_t local_blocks_done) 
     before += shards_.Run(next_bucket_, comm_->rank()).size();
     if (before > local_blocks_done) break;
     if (!waits) {
-      BITSHARD_RETURN_IF_ERROR(stepped_.Record(options_.shard.stream));
+      BITSHARD_RETURN_IF_ERROR(stepped_.Record(options_.stream));
       BITSHARD_RETURN_IF_ERROR(stepped_.MakeWait(gathering_.get()));
       waits = true;
     }
@@ -149,20 +173,22 @@ absl::Status Engine::StartGathers(float* parameters, int64_t local_blocks_done) 
 
 absl::Status Engine::Step(const DeviceStepArgs& args) {
   next_bucket_ = 0;
-  const StepHyper hyper{.step = step_ + 1,
-                        .learning_rate = args.learning_rate,
-                        .beta1 = options_.beta1,
-                        .beta2 = options_.beta2,
-                        .eps = options_.eps,
-                        .weight_decay = options_.weight_decay,
-                        .gradient_scale = args.gradient_scale};
+  DeviceShardStep step{.parameters = args.parameters,
+                       .gradients = args.gradients,
+                       .moment = {.step = step_ + 1,
+                                  .learning_rate = args.learning_rate,
+                                  .gradient_scale = args.gradient_scale}};
+  std::vector<double> scales;
+  if (shard_->groups().max_unorm() > 0) {
+    BITSHARD_ASSIGN_OR_RETURN(scales, UpdateScalesOf(step));
+    step.update_scales = scales;
+  }
   BITSHARD_RETURN_IF_ERROR(
-      shard_->Step({.parameters = args.parameters, .gradients = args.gradients, .hyper = hyper},
-                   [&](int64_t blocks) { return StartGathers(args.parameters, blocks); }));
+      shard_->Step(step, [&](int64_t blocks) { return StartGathers(args.parameters, blocks); }));
   BITSHARD_CHECK(comm_->world_size() == 1 || next_bucket_ == shards_.num_buckets())
       << next_bucket_ << " of " << shards_.num_buckets() << " buckets gathered";
   BITSHARD_RETURN_IF_ERROR(gathered_.Record(gathering_.get()));
-  BITSHARD_RETURN_IF_ERROR(gathered_.MakeWait(options_.shard.stream));
+  BITSHARD_RETURN_IF_ERROR(gathered_.MakeWait(options_.stream));
   ++step_;
   return absl::OkStatus();
 }
@@ -171,7 +197,7 @@ absl::Status Engine::Step(const DeviceStepArgs& args) {
 
 absl::StatusOr<std::unique_ptr<DeviceOptimizer>> DeviceOptimizer::Create(
     const core::FlatLayout& layout, const comm::ShardMap& shards, comm::DeviceCommunicator* comm,
-    const DeviceOptimizerOptions& options) {
+    const DeviceShardOptions& options) {
   auto engine = std::make_unique<Engine>(layout, shards, comm, options);
   BITSHARD_RETURN_IF_ERROR(engine->Init());
   return engine;

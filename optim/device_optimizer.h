@@ -3,7 +3,7 @@
 // parameters gathered over a DeviceCommunicator while later blocks are still being stepped.
 //
 //   BITSHARD_ASSIGN_OR_RETURN(
-//       auto optimizer, optim::DeviceOptimizer::Create(layout, shards, comm, {.shard = ...}));
+//       auto optimizer, optim::DeviceOptimizer::Create(layout, shards, comm, options));
 //   BITSHARD_ASSIGN_OR_RETURN(const double norm, optimizer->GradientNorm(gradients, scale));
 //   BITSHARD_RETURN_IF_ERROR(optimizer->Step({.parameters = arena, .gradients = gradients,
 //                                             .learning_rate = 1e-3}));
@@ -25,14 +25,6 @@
 
 namespace bitshard::optim {
 
-struct DeviceOptimizerOptions {
-  DeviceShardOptions shard;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 0;
-};
-
 /// Pointers to device memory.
 struct DeviceStepArgs {
   float* parameters = nullptr;  ///< The whole arena, [layout.padded_elems()]; same on every rank.
@@ -47,15 +39,17 @@ struct DeviceStepArgs {
 class DeviceOptimizer {
  public:
   /// `comm` outlives it.
-  static absl::StatusOr<std::unique_ptr<DeviceOptimizer>> Create(
-      const core::FlatLayout& layout, const comm::ShardMap& shards, comm::DeviceCommunicator* comm,
-      const DeviceOptimizerOptions& options);
+  static absl::StatusOr<std::unique_ptr<DeviceOptimizer>> Create(const core::FlatLayout& layout,
+                                                                 const comm::ShardMap& shards,
+                                                                 comm::DeviceCommunicator* comm,
+                                                                 const DeviceShardOptions& options);
   virtual ~DeviceOptimizer() = default;
 
   /// As ShardedOptimizer::GradientNorm, the same bits. Waits for the stream.
   virtual absl::StatusOr<double> GradientNorm(const float* gradients, double gradient_scale) = 0;
 
   /// Enqueues one step: updates this rank's blocks, then gathers everybody's. Steps count from 1.
+  /// With max_unorm it waits for the stream in the middle, for the norms of the updates.
   virtual absl::Status Step(const DeviceStepArgs& args) = 0;
 
   virtual int64_t step() const = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "core/check.h"
@@ -9,34 +10,21 @@
 #include "core/status_macros.h"
 
 namespace bitshard::optim {
-namespace {
-
-// Starts of the segments of each page, and where the last ends.
-std::vector<size_t> FirstSegments(const StatePages& pages) {
-  std::vector<size_t> first;
-  const std::vector<StateSegment>& segments = pages.segments();
-  for (size_t i = 0; i < segments.size(); ++i) {
-    if (i == 0 || segments[i].page != segments[i - 1].page) first.push_back(i);
-  }
-  first.push_back(segments.size());
-  return first;
-}
-
-}  // namespace
 
 DeviceShard::DeviceShard(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
-                         const DeviceShardOptions& options)
+                         const DeviceShardOptions& options, TensorGroups groups)
     : options_(options),
+      groups_(std::move(groups)),
       pages_(layout, shards, rank,
-             {.num_states = NumStates(options.name.algorithm),
-              .bits = options.name.bits,
-              .min_8bit_size = options.min_8bit_size}),
-      first_segment_(FirstSegments(pages_)) {}
+             {.num_states = NumStates(options.settings.name.algorithm), .forms = groups_.forms()}),
+      runs_(&groups_) {}
 
 absl::StatusOr<std::unique_ptr<DeviceShard>> DeviceShard::Create(
     const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
     const DeviceShardOptions& options) {
-  std::unique_ptr<DeviceShard> shard(new DeviceShard(layout, shards, rank, options));
+  BITSHARD_ASSIGN_OR_RETURN(TensorGroups groups, TensorGroups::Create(layout, options.settings));
+  std::unique_ptr<DeviceShard> shard(
+      new DeviceShard(layout, shards, rank, options, std::move(groups)));
   if (shard->pages_.num_pages() > 0) BITSHARD_RETURN_IF_ERROR(shard->Init());
   return shard;
 }
@@ -49,17 +37,19 @@ absl::Status DeviceShard::Init() {
   BITSHARD_ASSIGN_OR_RETURN(
       buffer_, paging::DevicePagedBuffer::Create(
                    pages_.num_pages(), pages_.page_bytes(),
-                   options_.name.paged ? options_.paging : paging::DevicePagingOptions{}));
+                   options_.settings.name.paged ? options_.paging : paging::DevicePagingOptions{}));
   const int64_t runs =
       resident() ? static_cast<int64_t>(pages_.segments().size()) : pages_.MostSegmentsOfPage();
-  BITSHARD_ASSIGN_OR_RETURN(stepper_,
-                            CudaStepper::Create({.max_runs = runs, .stream = options_.stream}));
+  for (int64_t group = 0; group < groups_.num_groups(); ++group) {
+    BITSHARD_ASSIGN_OR_RETURN(auto stepper,
+                              CudaStepper::Create({.max_runs = runs, .stream = options_.stream}));
+    steppers_.push_back(std::move(stepper));
+  }
   BITSHARD_RETURN_IF_ERROR(buffer_->BeginWalk());
   for (int64_t page = 0; page < pages_.num_pages(); ++page) {
     BITSHARD_ASSIGN_OR_RETURN(std::byte* const at, buffer_->Acquire(page, options_.stream));
-    for (size_t i = first_segment_[static_cast<size_t>(page)];
-         i < first_segment_[static_cast<size_t>(page) + 1]; ++i) {
-      for (const ZeroCodes& codes : pages_.ZeroCodesOf(pages_.segments()[i], at)) {
+    for (const StateSegment& segment : pages_.SegmentsOf(page)) {
+      for (const ZeroCodes& codes : pages_.ZeroCodesOf(segment, at)) {
         BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaMemsetAsync(
             codes.at, codes.code, static_cast<size_t>(codes.count), options_.stream)));
       }
@@ -70,57 +60,63 @@ absl::Status DeviceShard::Init() {
 }
 
 void DeviceShard::AddPage(const DeviceShardStep& args, int64_t page, std::byte* at) {
-  for (size_t i = first_segment_[static_cast<size_t>(page)];
-       i < first_segment_[static_cast<size_t>(page) + 1]; ++i) {
-    const StateSegment& segment = pages_.segments()[i];
-    StepRun run = pages_.RunOf(segment, at);
-    run.parameter = args.parameters + segment.blocks.begin * core::kBlockElems;
-    run.gradient = args.gradients + segment.first_local * core::kBlockElems;
-    runs_.push_back(run);
-  }
+  runs_.Add(pages_, pages_.SegmentsOf(page), at,
+            {.parameters = args.parameters,
+             .gradients = args.gradients,
+             .update_scales = args.update_scales});
 }
 
-absl::Status DeviceShard::Flush(const DeviceShardStep& args) {
-  const absl::Status status =
-      stepper_->Step({.algorithm = options_.name.algorithm, .hyper = args.hyper, .runs = runs_});
-  runs_.clear();
-  return status;
+// Puts what AddPage collected on the stream: the step, or with `norms` the pre-pass.
+absl::Status DeviceShard::Flush(const DeviceShardStep& args, BlockNorms* norms) {
+  for (int64_t group = 0; group < groups_.num_groups(); ++group) {
+    StepArgs of_group = groups_.ArgsOf(group, args.moment);
+    of_group.runs = runs_.of(group);
+    CudaStepper& stepper = *steppers_[static_cast<size_t>(group)];
+    BITSHARD_RETURN_IF_ERROR(
+        norms == nullptr ? stepper.Step(of_group)
+                         : stepper.UpdateNorms(of_group, runs_.first_local_of(group), norms));
+  }
+  runs_.Clear();
+  return absl::OkStatus();
 }
 
 absl::Status DeviceShard::Step(const DeviceShardStep& args,
                                absl::FunctionRef<absl::Status(int64_t blocks)> done) {
   if (buffer_ == nullptr) return done(0);
-  if (error_.ok()) error_ = resident() ? StepResident(args, done) : StepPaged(args, done);
+  if (error_.ok())
+    error_ = resident() ? WalkResident(args, nullptr, done) : WalkPaged(args, nullptr, done);
   return error_;
 }
 
-absl::Status DeviceShard::StepResident(const DeviceShardStep& args,
+absl::Status DeviceShard::UpdateNorms(const DeviceShardStep& args, BlockNorms* out) {
+  if (buffer_ == nullptr) return absl::OkStatus();
+  const auto done = [](int64_t) { return absl::OkStatus(); };
+  if (error_.ok()) error_ = resident() ? WalkResident(args, out, done) : WalkPaged(args, out, done);
+  return error_;
+}
+
+absl::Status DeviceShard::WalkResident(const DeviceShardStep& args, BlockNorms* norms,
                                        absl::FunctionRef<absl::Status(int64_t blocks)> done) {
   for (int64_t page = 0; page < pages_.num_pages(); ++page) {
     BITSHARD_ASSIGN_OR_RETURN(std::byte* const at, buffer_->Acquire(page, options_.stream));
     AddPage(args, page, at);
   }
-  BITSHARD_RETURN_IF_ERROR(Flush(args));
-  for (int64_t page = 0; page < pages_.num_pages(); ++page)
-    BITSHARD_RETURN_IF_ERROR(buffer_->Release(page, options_.stream, {.dirty = true}));
-  return done(BlocksThrough(pages_.num_pages() - 1));
+  BITSHARD_RETURN_IF_ERROR(Flush(args, norms));
+  for (int64_t page = 0; page < pages_.num_pages(); ++page) {
+    BITSHARD_RETURN_IF_ERROR(buffer_->Release(page, options_.stream, {.dirty = norms == nullptr}));
+  }
+  return done(pages_.BlocksThrough(pages_.num_pages() - 1));
 }
 
-// This rank's blocks up to the end of a page.
-int64_t DeviceShard::BlocksThrough(int64_t page) const {
-  const StateSegment& last = pages_.segments()[first_segment_[static_cast<size_t>(page) + 1] - 1];
-  return last.first_local + last.blocks.size();
-}
-
-absl::Status DeviceShard::StepPaged(const DeviceShardStep& args,
+absl::Status DeviceShard::WalkPaged(const DeviceShardStep& args, BlockNorms* norms,
                                     absl::FunctionRef<absl::Status(int64_t blocks)> done) {
   BITSHARD_RETURN_IF_ERROR(buffer_->BeginWalk());
   for (int64_t page = 0; page < pages_.num_pages(); ++page) {
     BITSHARD_ASSIGN_OR_RETURN(std::byte* const at, buffer_->Acquire(page, options_.stream));
     AddPage(args, page, at);
-    BITSHARD_RETURN_IF_ERROR(Flush(args));
-    BITSHARD_RETURN_IF_ERROR(buffer_->Release(page, options_.stream, {.dirty = true}));
-    BITSHARD_RETURN_IF_ERROR(done(BlocksThrough(page)));
+    BITSHARD_RETURN_IF_ERROR(Flush(args, norms));
+    BITSHARD_RETURN_IF_ERROR(buffer_->Release(page, options_.stream, {.dirty = norms == nullptr}));
+    BITSHARD_RETURN_IF_ERROR(done(pages_.BlocksThrough(page)));
   }
   return buffer_->EndWalk();
 }
@@ -150,9 +146,8 @@ absl::Status DeviceShard::CopyState(core::BlockRange blocks, size_t bytes, bool 
     BITSHARD_ASSIGN_OR_RETURN(std::byte* const page,
                               buffer_->Acquire(segment->page, options_.stream));
     BITSHARD_RETURN_IF_ERROR(CopyPage(staged_.memory().data(), page));
-    const StepRun run = pages_.RunOf(*segment, staged_.memory().data());
     for (; block < std::min(blocks.end, segment->blocks.end); ++block) {
-      const BlockParts parts = pages_.PartsOf(run, block - segment->blocks.begin);
+      const BlockParts parts = pages_.PartsOf(*segment, staged_.memory().data(), block);
       for (int i = 0; i < parts.count; ++i) {
         BITSHARD_CHECK(static_cast<size_t>(offset + parts.bytes[i]) <= bytes) << bytes;
         copy(parts.at[i], offset, parts.bytes[i]);

@@ -4,7 +4,7 @@
 //
 //   BITSHARD_ASSIGN_OR_RETURN(auto shard, optim::DeviceShard::Create(layout, shards, rank,
 //   options)); BITSHARD_RETURN_IF_ERROR(shard->Step({.parameters = arena, .gradients = gradients,
-//                                         .hyper = {.step = 1, .learning_rate = 1e-3}},
+//                                         .moment = {.step = 1, .learning_rate = 1e-3}},
 //                                        [](int64_t) { return absl::OkStatus(); }));
 //
 // Built only with BITSHARD_CUDA.
@@ -25,43 +25,49 @@
 #include "absl/status/statusor.h"
 #include "comm/shard_map.h"
 #include "core/flat_layout.h"
-#include "optim/optimizer_name.h"
+#include "optim/grouped_runs.h"
 #include "optim/state_pages.h"
 #include "optim/step_cuda.h"
+#include "optim/tensor_groups.h"
 #include "paging/cuda_resource.h"
 #include "paging/device_paged_buffer.h"
 
 namespace bitshard::optim {
 
 struct DeviceShardOptions {
-  OptimizerName name;
-  int64_t min_8bit_size = 4096;        ///< Tensors with fewer elements keep float32 state.
-  paging::DevicePagingOptions paging;  ///< Used when name.paged.
+  OptimizerSettings settings;
+  paging::DevicePagingOptions paging;  ///< Used when settings.name.paged.
   cudaStream_t stream = nullptr;       ///< What the steps are put on; outlives the shard.
 };
 
 struct DeviceShardStep {
   float* parameters = nullptr;       ///< The whole arena, float32 [layout.padded_elems()].
   const float* gradients = nullptr;  ///< This rank's blocks, in the order of shards.RunsOf(rank).
-  StepHyper hyper;
+  StepMoment moment;
+  /// UpdateScale of each tensor of the layout; empty: 1. On the host.
+  std::span<const double> update_scales;
 };
 
 /// Threads: one thread calls it. Streams: everything is put on the stream of the options; nothing
 /// but ExportState and ImportState waits for the device.
 class DeviceShard {
  public:
-  /// The state is zero. Errors: those of DevicePagedBuffer and CudaStepper.
+  /// The state is zero. Errors: those of TensorGroups, DevicePagedBuffer and CudaStepper.
   static absl::StatusOr<std::unique_ptr<DeviceShard>> Create(const core::FlatLayout& layout,
                                                              const comm::ShardMap& shards, int rank,
                                                              const DeviceShardOptions& options);
   /// Waits for its stream.
   ~DeviceShard();
 
-  /// Puts the step on the stream, page by page; one launch for everything where the state is
-  /// resident. `done(n)` is called when the step of this rank's first n blocks is on the stream.
-  /// After an error the state is half stepped: every later call returns it.
+  /// Puts the step on the stream, page by page; one launch for each group of tensors where the
+  /// state is resident. `done(n)` is called when the step of this rank's first n blocks is on the
+  /// stream. After an error the state is half stepped: every later call returns it.
   absl::Status Step(const DeviceShardStep& args,
                     absl::FunctionRef<absl::Status(int64_t blocks)> done);
+
+  /// Puts the norms of the updates of `args` on the stream, for the rank's block b into out[b] in
+  /// device memory; changes nothing. Only where groups().max_unorm() > 0.
+  absl::Status UpdateNorms(const DeviceShardStep& args, BlockNorms* out);
 
   /// Bytes of the state as ShardedOptimizer::ExportState defines them, on the host. `blocks` must
   /// lie in one of this rank's runs.
@@ -69,6 +75,7 @@ class DeviceShard {
   absl::Status ImportState(core::BlockRange blocks, std::span<const std::byte> in);
 
   const StatePages& pages() const { return pages_; }
+  const TensorGroups& groups() const { return groups_; }
   /// One line for the user, or "": see DevicePagedBuffer.
   std::string notice() const { return buffer_ == nullptr ? "" : buffer_->notice(); }
   paging::PagingCounters paging_counters() const {
@@ -77,30 +84,28 @@ class DeviceShard {
 
  private:
   DeviceShard(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
-              const DeviceShardOptions& options);
+              const DeviceShardOptions& options, TensorGroups groups);
   absl::Status Init();
   bool resident() const { return buffer_->tier() == paging::DeviceTier::kDevice; }
-  absl::Status Flush(const DeviceShardStep& args);
-  absl::Status StepResident(const DeviceShardStep& args,
+  absl::Status Flush(const DeviceShardStep& args, BlockNorms* norms);
+  absl::Status WalkResident(const DeviceShardStep& args, BlockNorms* norms,
                             absl::FunctionRef<absl::Status(int64_t blocks)> done);
-  absl::Status StepPaged(const DeviceShardStep& args,
+  absl::Status WalkPaged(const DeviceShardStep& args, BlockNorms* norms,
                          absl::FunctionRef<absl::Status(int64_t blocks)> done);
   void AddPage(const DeviceShardStep& args, int64_t page, std::byte* at);
-
-  int64_t BlocksThrough(int64_t page) const;
 
   template <class Copy>
   absl::Status CopyState(core::BlockRange blocks, size_t bytes, bool dirty, Copy&& copy);
   absl::Status CopyPage(void* to, const void* from);
 
   const DeviceShardOptions options_;
+  const TensorGroups groups_;
   const StatePages pages_;
-  std::vector<size_t> first_segment_;  // [pages + 1]: of each page.
   std::unique_ptr<paging::DevicePagedBuffer> buffer_;
-  std::unique_ptr<CudaStepper> stepper_;
+  std::vector<std::unique_ptr<CudaStepper>> steppers_;  // Of each group: its table stays.
   paging::PinnedResource pinned_;
   paging::Allocation<paging::PinnedResource> staged_;  // A page on the host, for checkpoints.
-  std::vector<StepRun> runs_;
+  GroupedRuns runs_;
   absl::Status error_;  // Of a step that was not finished: the state is lost.
 };
 

@@ -14,32 +14,21 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "comm/communicator.h"
 #include "comm/shard_map.h"
 #include "core/flat_layout.h"
-#include "optim/optimizer_name.h"
+#include "optim/tensor_groups.h"
 #include "paging/paged_buffer.h"
 
 namespace bitshard::optim {
 
 struct ShardedOptimizerOptions {
-  OptimizerName name;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 0;
-  int64_t min_8bit_size = 4096;  ///< Tensors with fewer elements keep float32 state.
-  paging::PagingOptions paging;  ///< Used when name.paged.
-};
-
-/// How many tensors and elements are held how: printed by the trainer.
-struct StateSplit {
-  int64_t tensors_8bit = 0, elems_8bit = 0;
-  int64_t tensors_32bit = 0, elems_32bit = 0;
+  OptimizerSettings settings;
+  paging::PagingOptions paging;  ///< Used when settings.name.paged.
 };
 
 struct ShardedStepArgs {
@@ -53,13 +42,18 @@ struct ShardedStepArgs {
 /// Threads: one thread calls it. Ranks make the same calls.
 class ShardedOptimizer {
  public:
+  /// Errors: those of TensorGroups::Create and of PagedBuffer::Create.
   static absl::StatusOr<std::unique_ptr<ShardedOptimizer>> Create(
       const core::FlatLayout& layout, const comm::ShardMap& shards, comm::Communicator* comm,
       const ShardedOptimizerOptions& options);
-  /// Host memory that Create takes on `rank`, without creating anything; and bytes a step sends.
-  static int64_t StateBytes(const core::FlatLayout& layout, const comm::ShardMap& shards, int rank,
-                            const ShardedOptimizerOptions& options);
-  static int64_t SentBytesPerStep(const comm::ShardMap& shards, int rank);
+  /// Host memory that Create takes on `rank`, without creating anything; and bytes that a step and
+  /// a norm send. Errors: those of TensorGroups::Create.
+  static absl::StatusOr<int64_t> StateBytes(const core::FlatLayout& layout,
+                                            const comm::ShardMap& shards, int rank,
+                                            const ShardedOptimizerOptions& options);
+  static absl::StatusOr<int64_t> SentBytesPerStep(const core::FlatLayout& layout,
+                                                  const comm::ShardMap& shards, int rank,
+                                                  const ShardedOptimizerOptions& options);
   virtual ~ShardedOptimizer() = default;
 
   /// Euclidean norm of gradient_scale * gradients over all ranks: per-block float64 partials (a
@@ -69,17 +63,19 @@ class ShardedOptimizer {
                                               double gradient_scale) = 0;
 
   /// One step: updates this rank's blocks of `parameters`, then gathers everybody's. Steps count
-  /// from 1.
+  /// from 1. With max_unorm (LAMB, LARS) all state is read once more before, and the norms of all
+  /// blocks are gathered and summed tensor by tensor in block order: the same bits at any world
+  /// size.
   virtual absl::Status Step(const ShardedStepArgs& args) = 0;
 
   virtual int64_t step() const = 0;
-  virtual StateSplit split() const = 0;
+  /// How many tensors and elements are held and stepped how: printed by the trainer.
+  virtual std::vector<StateShare> shares() const = 0;
   virtual paging::PagingCounters paging_counters() const = 0;
 
   /// The state as bytes that do not depend on the world size, for checkpoints. Block b of the arena
   /// is BlockStateBytes(b) bytes: 8-bit: the codes of each state [256], then the absmax of each
-  /// (float32); 32-bit: each state [256] float32.
-  /// Little-endian.
+  /// [256 / block_size] float32; 32-bit: each state [256] float32. Little-endian.
   virtual int64_t BlockStateBytes(int64_t block) const = 0;
   /// `blocks` must lie in one of this rank's runs; `out` holds the sum of BlockStateBytes over it.
   virtual absl::Status ExportState(core::BlockRange blocks, std::span<std::byte> out) = 0;

@@ -28,49 +28,69 @@ StatePages::StatePages(const core::FlatLayout& layout, const comm::ShardMap& sha
   int64_t local = 0, used = 0;
   for (const core::BlockRange run : shards.RunsOf(rank)) {
     for (int64_t block = run.begin; block < run.end;) {
-      const core::FlatTensor& tensor = layout.tensor(layout.TensorOfBlock(block));
-      const int64_t end = std::min(run.end, tensor.blocks.end);
-      Place({block, end}, tensor, &local, &used);
+      const int64_t tensor = layout.TensorOfBlock(block);
+      const int64_t end = std::min(run.end, layout.tensor(tensor).blocks.end);
+      Place(layout, tensor, {block, end}, &local, &used);
       block = end;
     }
   }
   num_pages_ = segments_.empty() ? 0 : segments_.back().page + 1;
   if (num_pages_ == 1) page_bytes_ = Align64(used);
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    if (i == 0 || segments_[i].page != segments_[i - 1].page) first_segment_.push_back(i);
+  }
+  first_segment_.push_back(segments_.size());
 }
 
 // Cuts a run of one tensor's blocks into segments, going on where the last page ends.
-void StatePages::Place(core::BlockRange blocks, const core::FlatTensor& tensor, int64_t* local,
-                       int64_t* used) {
-  const bool is_8bit = Is8Bit(tensor);
+void StatePages::Place(const core::FlatLayout& layout, int64_t tensor, core::BlockRange blocks,
+                       int64_t* local, int64_t* used) {
+  const core::FlatTensor& of = layout.tensor(tensor);
+  const StateForm form = options_.forms[static_cast<size_t>(tensor)];
   while (blocks.size() > 0) {
-    int64_t count = std::min(blocks.size(), (page_bytes_ - *used) / SegmentBytes(1, is_8bit) + 1);
-    while (count > 0 && *used + SegmentBytes(count, is_8bit) > page_bytes_) --count;
+    int64_t count = std::min(blocks.size(), (page_bytes_ - *used) / SegmentBytes(1, form) + 1);
+    while (count > 0 && *used + SegmentBytes(count, form) > page_bytes_) --count;
     const int64_t page = segments_.empty() ? 0 : segments_.back().page;
     if (count == 0) {
       *used = 0;
-      count = std::min(blocks.size(), page_bytes_ / SegmentBytes(1, is_8bit));
+      count = std::min(blocks.size(), page_bytes_ / SegmentBytes(1, form));
     }
     const bool new_page = !segments_.empty() && *used == 0;
-    const int64_t first_elem = (blocks.begin - tensor.blocks.begin) * core::kBlockElems;
+    const int64_t first_elem = (blocks.begin - of.blocks.begin) * core::kBlockElems;
     segments_.push_back({.blocks = {blocks.begin, blocks.begin + count},
                          .first_local = *local,
                          .page = page + (new_page ? 1 : 0),
                          .offset = *used,
-                         .is_8bit = is_8bit,
-                         .elems = std::min(count * core::kBlockElems, tensor.numel - first_elem)});
-    *used += SegmentBytes(count, is_8bit);
+                         .tensor = tensor,
+                         .form = form,
+                         .first_elem = first_elem,
+                         .elems = std::min(count * core::kBlockElems, of.numel - first_elem)});
+    *used += SegmentBytes(count, form);
     *local += count;
     blocks.begin += count;
   }
 }
 
-int64_t StatePages::SegmentBytes(int64_t blocks, bool is_8bit) const {
-  if (!is_8bit) return options_.num_states * blocks * core::kBlockElems * 4;
-  return options_.num_states * (blocks * core::kBlockElems + Align64(blocks * 4));
+int64_t StatePages::SegmentBytes(int64_t blocks, const StateForm& form) const {
+  if (!form.is_8bit) return options_.num_states * blocks * core::kBlockElems * 4;
+  return options_.num_states *
+         (blocks * core::kBlockElems + Align64(blocks * form.absmax_per_block() * 4));
 }
 
-int64_t StatePages::BlockBytes(bool is_8bit) const {
-  return options_.num_states * (is_8bit ? core::kBlockElems + 4 : core::kBlockElems * 4);
+int64_t StatePages::BlockBytes(int64_t tensor) const {
+  const StateForm& form = options_.forms[static_cast<size_t>(tensor)];
+  return options_.num_states *
+         (form.is_8bit ? core::kBlockElems + form.absmax_per_block() * 4 : core::kBlockElems * 4);
+}
+
+std::span<const StateSegment> StatePages::SegmentsOf(int64_t page) const {
+  const size_t first = first_segment_[static_cast<size_t>(page)];
+  return std::span(segments_).subspan(first, first_segment_[static_cast<size_t>(page) + 1] - first);
+}
+
+int64_t StatePages::BlocksThrough(int64_t page) const {
+  const StateSegment& last = SegmentsOf(page).back();
+  return last.first_local + last.blocks.size();
 }
 
 const StateSegment* StatePages::Find(int64_t block) const {
@@ -85,9 +105,9 @@ const StateSegment* StatePages::Find(int64_t block) const {
 StepRun StatePages::RunOf(const StateSegment& segment, std::byte* page) const {
   const int64_t blocks = segment.blocks.size(), elems = blocks * core::kBlockElems;
   std::byte* at = page + segment.offset;
-  StepRun run{.elems = segment.elems};
+  StepRun run{.elems = segment.elems, .tensor = segment.tensor, .first_elem = segment.first_elem};
   for (int i = 0; i < options_.num_states; ++i) {
-    if (segment.is_8bit) {
+    if (segment.form.is_8bit) {
       run.states[i].codes = reinterpret_cast<uint8_t*>(at);
       at += elems;
     } else {
@@ -95,16 +115,19 @@ StepRun StatePages::RunOf(const StateSegment& segment, std::byte* page) const {
       at += elems * 4;
     }
   }
-  for (int i = 0; i < options_.num_states && segment.is_8bit; ++i) {
+  for (int i = 0; i < options_.num_states && segment.form.is_8bit; ++i) {
     run.states[i].absmax = reinterpret_cast<float*>(at);
-    at += Align64(blocks * 4);
+    at += Align64(blocks * segment.form.absmax_per_block() * 4);
   }
   return run;
 }
 
-BlockParts StatePages::PartsOf(const StepRun& run, int64_t block) const {
+BlockParts StatePages::PartsOf(const StateSegment& segment, std::byte* page, int64_t block) const {
+  const StepRun run = RunOf(segment, page);
+  const int64_t index = block - segment.blocks.begin;
+  const int64_t elem = index * core::kBlockElems;
+  const int64_t per_block = segment.form.absmax_per_block();
   BlockParts parts;
-  const int64_t elem = block * core::kBlockElems;
   for (int i = 0; i < options_.num_states; ++i) {
     if (run.is_8bit()) {
       parts.Add(run.states[i].codes + elem, core::kBlockElems);
@@ -113,7 +136,7 @@ BlockParts StatePages::PartsOf(const StepRun& run, int64_t block) const {
     }
   }
   for (int i = 0; i < options_.num_states && run.is_8bit(); ++i)
-    parts.Add(run.states[i].absmax + block, 4);
+    parts.Add(run.states[i].absmax + index * per_block, per_block * 4);
   return parts;
 }
 
@@ -130,12 +153,9 @@ std::vector<ZeroCodes> StatePages::ZeroCodesOf(const StateSegment& segment, std:
 }
 
 int64_t StatePages::MostSegmentsOfPage() const {
-  int64_t most = 0, count = 0, page = -1;
-  for (const StateSegment& segment : segments_) {
-    count = segment.page == page ? count + 1 : 1;
-    page = segment.page;
-    most = std::max(most, count);
-  }
+  int64_t most = 0;
+  for (int64_t page = 0; page < num_pages_; ++page)
+    most = std::max(most, static_cast<int64_t>(SegmentsOf(page).size()));
   return most;
 }
 

@@ -3,12 +3,11 @@
 //
 // One warp steps one block of 256 elements at a time. A lane holds two quads of it, elements 4 *
 // lane + 128 * k + j, so every load and store of a warp is one contiguous piece of memory, and a
-// block's maximum takes five shuffles and no barrier. Warps take contiguous runs of blocks: the
+// block's maximum takes five shuffles and no barrier; where 128 or 64 elements share an absmax,
+// those are a quad of each lane, or of 16 lanes. Warps take contiguous runs of blocks: the
 // table is searched once, then followed.
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -18,7 +17,9 @@
 #include "core/quad.h"
 #include "core/status_macros.h"
 #include "optim/block_step.h"
+#include "optim/run_table_cuda.h"
 #include "optim/step_cuda.h"
+#include "optim/warp_tree_cuda.h"
 #include "quant/block_codec.h"
 #include "quant/dynamic_codec.h"
 
@@ -38,17 +39,10 @@ constexpr int kQuads = 2;
 constexpr int kMinCtas = 2;
 constexpr int64_t kBlock = core::kBlockElems;
 static_assert(kBlock == kWarp * kQuads * core::kQuadElems);
+constexpr int kBlockShift = 8;
+static_assert(kBlock == 1 << kBlockShift);
 // Enough for the 2048 threads that a multiprocessor can hold.
 constexpr int64_t kCtasPerMultiprocessor = 8;
-
-// A line of the block table. All fields have 8 bytes: no padding, so that tables compare as bytes.
-struct TableRun {
-  StepRun run;
-  int64_t first_block;  // Of all runs together.
-  int64_t end_block;
-  int64_t aligned;  // Whether quads can be loaded from all of its arrays.
-};
-static_assert(sizeof(TableRun) == 19 * 8);
 
 struct CodecTables {
   quant::DynamicTable with_sign;     // Of states 1 and 3.
@@ -67,6 +61,7 @@ struct LaunchShape {
   Rounding rounding;
   uint64_t seed;
   int64_t step;
+  int state_shift;  // Its power of two is how many elements share an absmax.
 };
 
 // What a warp knows of the block that it steps.
@@ -77,12 +72,21 @@ struct Block {
   int elems;      // 256 but in a run's last block.
   bool whole;     // 256 elements in arrays that quads can be loaded from.
   int lane;
+  int state_shift;
   uint64_t rounding_key;
 
   __device__ int QuadOffset(int k) const { return core::kQuadElems * (lane + kWarp * k); }
   __device__ int64_t QuadBegin(int k) const { return begin + QuadOffset(k); }
   // Elements of this lane's k-th quad that there are.
   __device__ int Count(int k) const { return core::QuadCount(elems - QuadOffset(k)); }
+  // Of the absmax that this lane's k-th quad has a part in.
+  __device__ int64_t AbsmaxIndex(int k) const {
+    return (index << (kBlockShift - state_shift)) + (QuadOffset(k) >> state_shift);
+  }
+  // Whether the k-th quad holds the first of the elements that share it.
+  __device__ bool IsFirstOfAbsmax(int k) const {
+    return QuadOffset(k) < elems && (QuadOffset(k) & ((1 << state_shift) - 1)) == 0;
+  }
 };
 
 __device__ Quad Load(DType type, const void* data, const Block& block, int k) {
@@ -127,9 +131,9 @@ struct State {
       for (int k = 0; k < kQuads; ++k) s[k] = optim::Load(DType::kFloat32, at.values, block, k);
       return;
     }
-    const float scale = at.absmax[block.index];
     BITSHARD_UNROLL
     for (int k = 0; k < kQuads; ++k) {
+      const float scale = block.Count(k) > 0 ? at.absmax[block.AbsmaxIndex(k)] : 0.0f;
       const uint32_t packed = LoadCodes(at.codes, block, k);
       BITSHARD_UNROLL
       for (int j = 0; j < core::kQuadElems; ++j) {
@@ -144,11 +148,13 @@ struct State {
       for (int k = 0; k < kQuads; ++k) optim::Store(DType::kFloat32, at.values, block, k, s[k]);
       return;
     }
-    const quant::BlockScale scale = Scale(block, s);
-    __syncwarp();  // Shuffles order no memory: all lanes have read the old one.
-    if (block.lane == 0) at.absmax[block.index] = scale.absmax;
+    quant::BlockScale scales[kQuads];
+    FindScales(block, s, scales);
+    __syncwarp();  // Shuffles order no memory: all lanes have read the old ones.
     BITSHARD_UNROLL
     for (int k = 0; k < kQuads; ++k) {
+      const quant::BlockScale scale = scales[k];
+      if (block.IsFirstOfAbsmax(k)) at.absmax[block.AbsmaxIndex(k)] = scale.absmax;
       uint32_t packed = 0;
       BITSHARD_UNROLL
       for (int j = 0; j < core::kQuadElems; ++j) {
@@ -161,21 +167,36 @@ struct State {
     }
   }
 
-  // The same in every lane.
-  __device__ quant::BlockScale Scale(const Block& block, const Quad (&s)[kQuads]) const {
-    uint32_t max_bits = 0;
+  // Of each quad: the same in all lanes that share an absmax.
+  __device__ void FindScales(const Block& block, const Quad (&s)[kQuads],
+                             quant::BlockScale (&scales)[kQuads]) const {
+    uint32_t max_bits[kQuads];
     BITSHARD_UNROLL
     for (int k = 0; k < kQuads; ++k) {
+      max_bits[k] = 0;
       BITSHARD_UNROLL
       for (int j = 0; j < core::kQuadElems; ++j) {
-        if (j < block.Count(k)) max_bits = quant::MaxAbsBits(max_bits, s[k].at[j]);
+        if (j < block.Count(k)) max_bits[k] = quant::MaxAbsBits(max_bits[k], s[k].at[j]);
       }
     }
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    if (block.state_shift == kBlockShift) {
+      const uint32_t of_lane = max_bits[0] > max_bits[1] ? max_bits[0] : max_bits[1];
+      scales[0] = scales[1] = quant::ScaleOfBlock(MaxOfLanes(of_lane, kWarp));
+      return;
+    }
+    const int lanes = (1 << block.state_shift) / core::kQuadElems;
+    BITSHARD_UNROLL
+    for (int k = 0; k < kQuads; ++k)
+      scales[k] = quant::ScaleOfBlock(MaxOfLanes(max_bits[k], lanes));
+  }
+
+  // Over the `lanes` neighbours, a power of two, that the lane is one of.
+  __device__ static uint32_t MaxOfLanes(uint32_t max_bits, int lanes) {
+    for (int offset = lanes / 2; offset > 0; offset /= 2) {
       const uint32_t other = __shfl_xor_sync(0xFFFFFFFFu, max_bits, offset);
       max_bits = other > max_bits ? other : max_bits;
     }
-    return quant::ScaleOfBlock(max_bits);
+    return max_bits;
   }
 };
 
@@ -228,6 +249,38 @@ __device__ void StepBlock(const ElementHyper<Rule>& hyper, const LaunchShape& sh
   if constexpr (kStates > 2) third.Store(block, s3);
 }
 
+// What the step would change, without changing it: the norms of optim::UpdateNorms.
+template <class Rule>
+__device__ BlockNorms NormsOfBlock(const ElementHyper<Rule>& hyper, const LaunchShape& shape,
+                                   const CodecTables& tables, const Block& block) {
+  const StepRun& run = block.run->run;
+  const bool has_master = run.master != nullptr;
+  const void* from = has_master ? run.master : run.parameter;
+  const DType from_type = has_master ? DType::kFloat32 : shape.parameter_type;
+  constexpr int kStates = Rule::kNumStates;
+  static_assert(kStates <= 2);
+  const State<true> first = {{&tables.with_sign}, run.states[0]};
+  const State<false> second = {{&tables.without_sign}, run.states[1]};
+  Quad s1[kQuads], s2[kQuads];
+  first.Load(block, s1);
+  if constexpr (kStates > 1) second.Load(block, s2);
+  double parameter[core::kQuadElems] = {}, update[core::kQuadElems] = {};
+  BITSHARD_UNROLL
+  for (int k = 0; k < kQuads; ++k) {
+    const Quad g = Load(shape.gradient_type, run.gradient, block, k);
+    const Quad p = Load(from_type, from, block, k);
+    BITSHARD_UNROLL
+    for (int j = 0; j < core::kQuadElems; ++j) {
+      if (j >= block.Count(k)) continue;
+      const float u =
+          UpdateElement<Rule>(hyper, g.at[j], p.at[j], &s1[k].at[j], &s2[k].at[j], nullptr);
+      parameter[j] += Square(p.at[j]);
+      update[j] += Square(u);
+    }
+  }
+  return {.parameter = WarpTree(parameter, block.lane), .update = WarpTree(update, block.lane)};
+}
+
 template <class Rule>
 __device__ void LoadTables(const CodecTables& from, CodecTables* to) {
   constexpr int kCount = (Rule::kNumStates > 1 ? 2 : 1) * kTableQuads;
@@ -251,11 +304,9 @@ __device__ const TableRun* FindRun(const LaunchShape& shape, int64_t block) {
   return shape.runs + low;
 }
 
-template <class Rule>
-__global__ void __launch_bounds__(kThreads, kMinCtas)
-    StepKernel(ElementHyper<Rule> hyper, LaunchShape shape) {
-  BITSHARD_SHARED(CodecTables, tables);
-  LoadTables<Rule>(*shape.tables, &tables);
+// Calls body for each of the warp's blocks.
+template <class Body>
+__device__ void ForEachBlock(const LaunchShape& shape, Body&& body) {
   const int64_t warp = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   const int64_t num_warps = int64_t{gridDim.x} * kWarps;
   const int64_t begin = shape.num_blocks * warp / num_warps;
@@ -263,6 +314,7 @@ __global__ void __launch_bounds__(kThreads, kMinCtas)
   if (begin == end) return;
   Block block = {};
   block.lane = static_cast<int>(threadIdx.x) % kWarp;
+  block.state_shift = shape.state_shift;
   block.run = nullptr;
   for (int64_t b = begin; b < end; ++b) {
     if (block.run == nullptr || b >= block.run->end_block) {
@@ -275,8 +327,29 @@ __global__ void __launch_bounds__(kThreads, kMinCtas)
     const int64_t left = block.run->run.elems - block.begin;
     block.elems = static_cast<int>(left < kBlock ? left : kBlock);
     block.whole = block.run->aligned != 0 && left >= kBlock;
-    StepBlock<Rule>(ForRun<Rule>(hyper, block.run->run.update_scale), shape, tables, block);
+    body(block);
   }
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kMinCtas)
+    StepKernel(ElementHyper<Rule> hyper, LaunchShape shape) {
+  BITSHARD_SHARED(CodecTables, tables);
+  LoadTables<Rule>(*shape.tables, &tables);
+  ForEachBlock(shape, [&](const Block& block) {
+    StepBlock<Rule>(ForRun<Rule>(hyper, block.run->run.update_scale), shape, tables, block);
+  });
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kMinCtas)
+    UpdateNormsKernel(ElementHyper<Rule> hyper, LaunchShape shape, BlockNorms* out) {
+  BITSHARD_SHARED(CodecTables, tables);
+  LoadTables<Rule>(*shape.tables, &tables);
+  ForEachBlock(shape, [&](const Block& block) {
+    const BlockNorms norms = NormsOfBlock<Rule>(hyper, shape, tables, block);
+    if (block.lane == 0) out[block.run->first_norm + block.index] = norms;
+  });
 }
 
 // --- host ---
@@ -290,16 +363,11 @@ bool IsAligned(const StepRun& run, const StepArgs& args) {
          });
 }
 
-struct FreeDevice {
-  void operator()(void* p) const { cudaFree(p); }
-};
-struct FreePinned {
-  void operator()(void* p) const { cudaFreeHost(p); }
-};
-struct DestroyEvent {
-  void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
-};
-using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, DestroyEvent>;
+// LAMB and LARS are AdamW and SGD with other defaults: no kernels of their own.
+template <class Rule>
+using KernelRule =
+    std::conditional_t<std::is_base_of_v<AdamWRule, Rule>, AdamWRule,
+                       std::conditional_t<std::is_base_of_v<SgdRule, Rule>, SgdRule, Rule>>;
 
 class Stepper : public CudaStepper {
  public:
@@ -310,34 +378,23 @@ class Stepper : public CudaStepper {
 
   absl::Status Init();
   absl::Status Step(const StepArgs& args) override;
+  absl::Status UpdateNorms(const StepArgs& args, std::span<const int64_t> first_norm,
+                           BlockNorms* out) override;
 
  private:
-  // A table on its way to the device.
-  struct Upload {
-    std::unique_ptr<TableRun[], FreePinned> runs;
-    Event taken;
-  };
-  absl::Status SendTable(const std::vector<TableRun>& table);
-  template <class Rule>
-  absl::Status Launch(const StepArgs& args, int64_t num_blocks);
+  absl::Status CheckArgs(const StepArgs& args) const;
+  absl::Status SendTable(const StepArgs& args, std::span<const int64_t> first_norm);
+  LaunchShape ShapeOf(const StepArgs& args) const;
+  dim3 Grid() const {
+    return dim3(static_cast<unsigned>(std::min(max_ctas_, (num_blocks_ + kWarps - 1) / kWarps)));
+  }
 
   const CudaStepperOptions options_;
   int64_t max_ctas_ = 0;
-  std::unique_ptr<CodecTables, FreeDevice> tables_;
-  std::unique_ptr<TableRun[], FreeDevice> runs_;
-  std::vector<TableRun> sent_;  // What runs_ holds, once the stream gets there.
-  std::array<Upload, 4> uploads_;
-  size_t next_upload_ = 0;
+  DeviceArrayOf<CodecTables> tables_;
+  std::unique_ptr<RunTable> runs_;
+  int64_t num_blocks_ = 0;  // Of the table that was sent.
 };
-
-template <class T, class Pointer>
-absl::Status AllocateDevice(int64_t count, Pointer* out) {
-  void* p = nullptr;
-  BITSHARD_RETURN_IF_ERROR(
-      BITSHARD_CUDA_STATUS(cudaMalloc(&p, static_cast<size_t>(count) * sizeof(T))));
-  out->reset(static_cast<T*>(p));
-  return absl::OkStatus();
-}
 
 absl::Status Stepper::Init() {
   if (options_.max_runs < 1)
@@ -348,84 +405,86 @@ absl::Status Stepper::Init() {
   BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
       cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)));
   max_ctas_ = multiprocessors * kCtasPerMultiprocessor;
-  BITSHARD_RETURN_IF_ERROR(AllocateDevice<CodecTables>(1, &tables_));
-  BITSHARD_RETURN_IF_ERROR(AllocateDevice<TableRun>(options_.max_runs, &runs_));
-  for (Upload& upload : uploads_) {
-    void* p = nullptr;
-    BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
-        cudaMallocHost(&p, static_cast<size_t>(options_.max_runs) * sizeof(TableRun))));
-    upload.runs.reset(static_cast<TableRun*>(p));
-    cudaEvent_t event = nullptr;
-    BITSHARD_RETURN_IF_ERROR(
-        BITSHARD_CUDA_STATUS(cudaEventCreateWithFlags(&event, cudaEventDisableTiming)));
-    upload.taken.reset(event);
-  }
+  BITSHARD_RETURN_IF_ERROR(AllocateOnDevice<CodecTables>(1, &tables_));
+  BITSHARD_ASSIGN_OR_RETURN(runs_, RunTable::Create(options_.max_runs, options_.stream));
   // From pageable memory: read before the call returns.
   const CodecTables tables = {quant::SignedDynamicCodecTable(), quant::UnsignedDynamicCodecTable()};
   return BITSHARD_CUDA_STATUS(cudaMemcpyAsync(tables_.get(), &tables, sizeof tables,
                                               cudaMemcpyHostToDevice, options_.stream));
 }
 
-absl::Status Stepper::SendTable(const std::vector<TableRun>& table) {
-  const size_t bytes = table.size() * sizeof(TableRun);
-  if (table.size() == sent_.size() && std::memcmp(table.data(), sent_.data(), bytes) == 0)
-    return absl::OkStatus();
-  Upload& upload = uploads_[next_upload_];
-  next_upload_ = (next_upload_ + 1) % uploads_.size();
-  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaEventSynchronize(upload.taken.get())));
-  std::copy(table.begin(), table.end(), upload.runs.get());
-  sent_.clear();
-  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaMemcpyAsync(
-      runs_.get(), upload.runs.get(), bytes, cudaMemcpyHostToDevice, options_.stream)));
-  BITSHARD_RETURN_IF_ERROR(
-      BITSHARD_CUDA_STATUS(cudaEventRecord(upload.taken.get(), options_.stream)));
-  sent_ = table;
-  return absl::OkStatus();
-}
-
-template <class Rule>
-absl::Status Stepper::Launch(const StepArgs& args, int64_t num_blocks) {
-  const LaunchShape shape = {.runs = runs_.get(),
-                             .tables = tables_.get(),
-                             .num_runs = static_cast<int64_t>(sent_.size()),
-                             .num_blocks = num_blocks,
-                             .parameter_type = args.parameter_type,
-                             .gradient_type = args.gradient_type,
-                             .rounding = args.rounding,
-                             .seed = args.seed,
-                             .step = args.hyper.step};
-  const int64_t ctas = std::min(max_ctas_, (num_blocks + kWarps - 1) / kWarps);
-  return core::Launch("optimizer step", StepKernel<Rule>, dim3(static_cast<unsigned>(ctas)),
-                      dim3(kThreads), 0, options_.stream, MakeElementHyper<Rule>(args.hyper),
-                      shape);
-}
-
-absl::Status Stepper::Step(const StepArgs& args) {
+absl::Status Stepper::CheckArgs(const StepArgs& args) const {
   const std::string fault = StepArgsFault(args);
   if (!fault.empty()) return core::ConfigError(absl::StrCat("optimizer step: ", fault));
-  if (args.state_block != kBlock ||
-      std::any_of(args.tables, args.tables + kMaxStates, [](auto* t) { return t != nullptr; })) {
-    return core::ConfigError(
-        "optimizer step: on a device 8-bit state has blocks of 256 and the dynamic tables");
-  }
+  if (std::any_of(args.tables, args.tables + kMaxStates, [](auto* t) { return t != nullptr; }))
+    return core::ConfigError("optimizer step: on a device 8-bit state has the dynamic tables");
   if (static_cast<int64_t>(args.runs.size()) > options_.max_runs) {
     return core::ConfigError(absl::StrCat("optimizer step: got ", args.runs.size(),
                                           " runs, want at most max_runs, ", options_.max_runs));
   }
+  return absl::OkStatus();
+}
+
+// Sets num_blocks_; sends nothing where that is 0. `first_norm`: of each run, or empty.
+absl::Status Stepper::SendTable(const StepArgs& args, std::span<const int64_t> first_norm) {
   std::vector<TableRun> table;
   table.reserve(args.runs.size());
-  int64_t blocks = 0;
-  for (const StepRun& run : args.runs) {
+  num_blocks_ = 0;
+  for (size_t i = 0; i < args.runs.size(); ++i) {
+    const StepRun& run = args.runs[i];
     if (run.elems == 0) continue;
     table.push_back({.run = run,
-                     .first_block = blocks,
-                     .end_block = blocks + run.num_blocks(),
-                     .aligned = IsAligned(run, args) ? 1 : 0});
-    blocks += run.num_blocks();
+                     .first_block = num_blocks_,
+                     .end_block = num_blocks_ + run.num_blocks(),
+                     .aligned = IsAligned(run, args) ? 1 : 0,
+                     .first_norm = first_norm.empty() ? 0 : first_norm[i]});
+    num_blocks_ += run.num_blocks();
   }
-  if (blocks == 0) return absl::OkStatus();
-  BITSHARD_RETURN_IF_ERROR(SendTable(table));
-  return WithRule(args.algorithm, [&](auto rule) { return Launch<decltype(rule)>(args, blocks); });
+  return num_blocks_ == 0 ? absl::OkStatus() : runs_->Send(table);
+}
+
+LaunchShape Stepper::ShapeOf(const StepArgs& args) const {
+  int state_shift = 0;
+  while (int64_t{1} << state_shift < args.state_block) ++state_shift;
+  return {.runs = runs_->device(),
+          .tables = tables_.get(),
+          .num_runs = runs_->size(),
+          .num_blocks = num_blocks_,
+          .parameter_type = args.parameter_type,
+          .gradient_type = args.gradient_type,
+          .rounding = args.rounding,
+          .seed = args.seed,
+          .step = args.hyper.step,
+          .state_shift = state_shift};
+}
+
+absl::Status Stepper::Step(const StepArgs& args) {
+  BITSHARD_RETURN_IF_ERROR(CheckArgs(args));
+  BITSHARD_RETURN_IF_ERROR(SendTable(args, {}));
+  if (num_blocks_ == 0) return absl::OkStatus();
+  return WithRule(args.algorithm, [&](auto rule) {
+    using Rule = KernelRule<decltype(rule)>;
+    return core::Launch("optimizer step", StepKernel<Rule>, Grid(), dim3(kThreads), 0,
+                        options_.stream, MakeElementHyper<Rule>(args.hyper), ShapeOf(args));
+  });
+}
+
+absl::Status Stepper::UpdateNorms(const StepArgs& args, std::span<const int64_t> first_norm,
+                                  BlockNorms* out) {
+  BITSHARD_RETURN_IF_ERROR(CheckArgs(args));
+  if (!HasUpdateNorm(args.algorithm))
+    return core::ConfigError("norms of updates: this optimizer's update has none");
+  BITSHARD_RETURN_IF_ERROR(SendTable(args, first_norm));
+  if (num_blocks_ == 0) return absl::OkStatus();
+  return WithRule(args.algorithm, [&](auto rule) {
+    using Rule = KernelRule<decltype(rule)>;
+    if constexpr (Rule::kHasUpdateNorm) {
+      return core::Launch("norms of updates", UpdateNormsKernel<Rule>, Grid(), dim3(kThreads), 0,
+                          options_.stream, MakeElementHyper<Rule>(args.hyper), ShapeOf(args), out);
+    } else {
+      return absl::OkStatus();
+    }
+  });
 }
 
 }  // namespace

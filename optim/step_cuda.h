@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -28,7 +29,7 @@ struct CudaStepperOptions {
   cudaStream_t stream = nullptr;
 };
 
-/// Holds the block table and the codec's tables in device memory: about 5 KB, and 152 bytes a run,
+/// Holds the block table and the codec's tables in device memory: about 5 KB, and 160 bytes a run,
 /// which are kept in pinned host memory four times more. Stream: everything is enqueued on the
 /// stream of the options, which must outlive it; the destructor waits for that stream. Threads: one
 /// thread uses it.
@@ -43,8 +44,14 @@ class CudaStepper {
   /// before the call returns. Runs that are those of the call before are not sent to the device
   /// again. Where they differ, the call waits until the device has taken the table of the fourth
   /// upload before, no more. Without elements nothing is enqueued. Errors: kInvalidArgument for
-  /// what StepArgsFault names or more than max_runs runs; kInternal when a launch is refused.
+  /// what StepArgsFault names, for tables (StepArgs::tables must be the rule's own) and for more
+  /// than max_runs runs; kInternal when a launch is refused.
   virtual absl::Status Step(const StepArgs& args) = 0;
+
+  /// Enqueues optim::UpdateNorms, the same bits, for block b of run r into out[first_norm[r] + b]
+  /// in device memory. Errors: as Step, and kInvalidArgument for a rule that has no update norm.
+  virtual absl::Status UpdateNorms(const StepArgs& args, std::span<const int64_t> first_norm,
+                                   BlockNorms* out) = 0;
 };
 
 }  // namespace bitshard::optim

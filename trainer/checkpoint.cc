@@ -150,8 +150,7 @@ absl::Status CheckStoredSizes(const BlockSection& section, const StoredSection& 
     if (wanted == run.bytes) continue;
     return core::ConfigError(absl::StrFormat(
         "%s: section %s holds %d bytes for blocks %d to %d, this run needs %d: it was saved with "
-        "another optimizer or "
-        "another min_8bit_size",
+        "another optimizer, min_8bit_size or optimizer_overrides",
         Shown(file), section.name, run.bytes, run.blocks.begin, run.blocks.end, wanted));
   }
   return absl::OkStatus();

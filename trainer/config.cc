@@ -17,7 +17,7 @@ namespace bitshard::trainer {
 namespace {
 
 // Changes when keys, defaults or meanings change so that an old hash must not match.
-constexpr char kHashVersion[] = "bitshard config 1";
+constexpr char kHashVersion[] = "bitshard config 2";
 
 bool IsPowerOfTwo(int64_t value) { return value > 0 && (value & (value - 1)) == 0; }
 

@@ -14,6 +14,7 @@
 #define BITSHARD_TRAINER_CONFIG_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -113,7 +114,18 @@ struct BatchOptions {
   int64_t micro_batches_per_step() const { return global_batch_size / micro_batch_size; }
 };
 
-/// The optimizer and its schedule.
+/// What is different for the tensors that a pattern names (optim::TensorOverride).
+struct OptimizerOverride {
+  std::string pattern;
+  std::optional<int64_t> bits;
+  std::optional<int64_t> block_size;
+  /// In the place of OptimizerOptions::learning_rate; the schedule scales both alike.
+  std::optional<double> learning_rate;
+  std::optional<double> weight_decay;
+};
+
+/// The optimizer and its schedule. A hyper-parameter that is not given has the rule's default
+/// (optim::DefaultsOf); one that the rule does not have must not be given.
 struct OptimizerOptions {
   /// As transformers spells it; optim::ParseOptimizerName says what it means.
   std::string name = "adamw_8bit";
@@ -125,14 +137,28 @@ struct OptimizerOptions {
   int64_t warmup_steps = 0;
   /// The same as a share of all steps; one of the two.
   double warmup_ratio = 0;
-  double adam_beta1 = 0.9;
-  double adam_beta2 = 0.999;
-  double adam_epsilon = 1e-8;
+  /// Of the Adams, Lion and LAMB; beta3 is AdEMAMix's.
+  std::optional<double> adam_beta1;
+  std::optional<double> adam_beta2;
+  std::optional<double> adam_beta3;
+  std::optional<double> adam_epsilon;
+  /// Of SGD and LARS.
+  std::optional<double> momentum;
+  /// RMSprop's smoothing constant.
+  std::optional<double> rmsprop_alpha;
+  /// AdEMAMix's weight of the slow average, and the steps over which it and beta3 grow; 0: none.
+  std::optional<double> ademamix_alpha;
+  int64_t ademamix_t_alpha = 0;
+  int64_t ademamix_t_beta3 = 0;
+  /// An update is no longer than this times its tensor; 0: no limit.
+  std::optional<double> max_unorm;
   double weight_decay = 0;
   /// The global gradient norm is clipped to this; 0: never.
   double max_grad_norm = 1.0;
   /// Tensors with fewer elements keep 32-bit state.
   int64_t min_8bit_size = 4096;
+  /// The last that says something about a tensor counts.
+  std::vector<OptimizerOverride> overrides;
 };
 
 /// Where a paged optimizer's state lives.

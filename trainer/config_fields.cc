@@ -6,11 +6,10 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
 #include "core/error.h"
-#include "optim/optimizer_name.h"
 #include "trainer/config_binder.h"
 #include "trainer/config_field_types.h"
+#include "trainer/config_optimizer_fields.h"
 
 namespace bitshard::trainer {
 namespace {
@@ -229,71 +228,6 @@ Fields BatchFields() {
                   [](auto& c) -> auto& { return c.batch.num_epochs; },
                   {.max = 100000, .above_min = true}),
       MaxStepsField(),
-  };
-}
-
-ConfigField OptimizerNameField() {
-  ConfigField field = StringField(
-      "optimizer", {"optim"}, [](auto& c) -> auto& { return c.optimizer.name; },
-      "name, as in adamw_8bit");
-  field.check = [](const Config& config) -> std::string {
-    const auto name = optim::ParseOptimizerName(config.optimizer.name);
-    return name.ok() ? "" : std::string(absl::StripPrefix(name.status().message(), "optimizer: "));
-  };
-  // One optimizer has several names, and paged_ says where its state lives, not what it is.
-  field.hashed = [](const Config& config) {
-    const auto name = optim::ParseOptimizerName(config.optimizer.name);
-    if (!name.ok()) return config.optimizer.name;
-    return absl::StrCat(static_cast<int>(name->algorithm), " ", name->bits);
-  };
-  return field;
-}
-
-// transformers 5 takes a warmup_steps below 1 as a ratio.
-ConfigField WarmupStepsField() {
-  ConfigField field =
-      IntField("warmup_steps", {}, [](auto& c) -> auto& { return c.optimizer.warmup_steps; }, {});
-  field.parse = [type = field.type](const YamlNode& node, Config* config) -> std::string {
-    double ratio = 0;
-    if (ReadInt(node, &config->optimizer.warmup_steps).empty()) return "";
-    if (!ReadNumber(node, &ratio).empty() || ratio <= 0 || ratio >= 1) {
-      return WithWanted(Got(node), type + ", or a ratio above 0 and below 1");
-    }
-    config->optimizer.warmup_ratio = ratio;
-    return "";
-  };
-  return field;
-}
-
-Fields OptimizerFields() {
-  return {
-      OptimizerNameField(),
-      NumberField("learning_rate", {}, [](auto& c) -> auto& { return c.optimizer.learning_rate; },
-                  {.max = 100, .above_min = true}),
-      EnumField(
-          "lr_scheduler", {"lr_scheduler_type"},
-          [](auto& c) -> auto& { return c.optimizer.scheduler; },
-          EnumNames<optim::LrKind>{{"cosine", optim::LrKind::kCosine},
-                                   {"linear", optim::LrKind::kLinear},
-                                   {"constant", optim::LrKind::kConstant},
-                                   {"constant_with_warmup", optim::LrKind::kConstant},
-                                   {"cosine_with_min_lr", optim::LrKind::kCosine}}),
-      NumberField("cosine_min_lr_ratio", {},
-                  [](auto& c) -> auto& { return c.optimizer.cosine_min_lr_ratio; }, {.max = 1}),
-      WarmupStepsField(),
-      NumberField("warmup_ratio", {}, [](auto& c) -> auto& { return c.optimizer.warmup_ratio; },
-                  {.max = 1, .below_max = true}),
-      NumberField("adam_beta1", {}, [](auto& c) -> auto& { return c.optimizer.adam_beta1; },
-                  {.max = 1, .below_max = true}),
-      NumberField("adam_beta2", {}, [](auto& c) -> auto& { return c.optimizer.adam_beta2; },
-                  {.max = 1, .below_max = true}),
-      NumberField("adam_epsilon", {}, [](auto& c) -> auto& { return c.optimizer.adam_epsilon; },
-                  {.max = 1, .above_min = true}),
-      NumberField("weight_decay", {}, [](auto& c) -> auto& { return c.optimizer.weight_decay; },
-                  {.max = 100}),
-      NumberField("max_grad_norm", {}, [](auto& c) -> auto& { return c.optimizer.max_grad_norm; },
-                  {}),
-      IntField("min_8bit_size", {}, [](auto& c) -> auto& { return c.optimizer.min_8bit_size; }, {}),
   };
 }
 

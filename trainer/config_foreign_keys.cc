@@ -38,6 +38,12 @@ const std::vector<RefusedKey>& RefusedKeys() {
       {"logging_dir", "refused: TensorBoard events are written to output_dir"},
       {"deepspeed", "refused: the optimizer's state is always sharded over the ranks"},
       {"fsdp", "refused: the optimizer's state is always sharded over the ranks"},
+      {"optim_args",
+       "refused; write the keys themselves: adam_beta1, adam_beta2, adam_beta3, adam_epsilon, "
+       "momentum, rmsprop_alpha, max_unorm, ademamix_alpha, ademamix_t_alpha, ademamix_t_beta3"},
+      {"lr_groups", "write optimizer_overrides: [{pattern: \"*.q_proj.*\", learning_rate: 1e-3}]"},
+      {"loraplus_lr_ratio",
+       "write optimizer_overrides: [{pattern: \"*.lora_B.*\", learning_rate: RATE}]"},
       {"group_by_length", "refused: samples are packed; see sample_packing"},
       {"lora_modules_to_save", "whole modules are not trained beside the adapter"},
       {"modules_to_save", "whole modules are not trained beside the adapter"},

@@ -96,6 +96,8 @@ absl::StatusOr<Plan> MakePlan(const PlanInput& input) {
   plan.micro_batches_per_step = config.batch.micro_batches_per_step();
   for (int rank = 0; rank < input.world_size; ++rank) {
     const comm::ReducerCost gradients = comm::GradientReducer::Cost(layout, shards, rank, reducer);
+    BITSHARD_ASSIGN_OR_RETURN(const int64_t state_bytes,
+                              optim::ShardedOptimizer::StateBytes(layout, shards, rank, optimizer));
     RankPlan one;
     one.rank = rank;
     one.memory = {
@@ -109,13 +111,14 @@ absl::StatusOr<Plan> MakePlan(const PlanInput& input) {
         {"gradient leaf", gradients.leaf_bytes},
         {"gradient partial sums", gradients.partial_bytes},
         {"gradient receive buffers", gradients.receive_bytes},
-        {"optimizer state", optim::ShardedOptimizer::StateBytes(layout, shards, rank, optimizer)},
+        {"optimizer state", state_bytes},
         {"token cache (mapped)", input.cache_bytes},
         // One after the other, when all of the above is there.
         {"answers, or saving", std::max(AnswerBytes(input, decoder, rank), kSavingBytes)}};
     for (const PlanLine& line : one.memory) one.peak_rss_bytes += line.bytes;
     one.gradient_bytes_sent = gradients.sent_bytes_per_step;
-    one.parameter_bytes_sent = optim::ShardedOptimizer::SentBytesPerStep(shards, rank);
+    BITSHARD_ASSIGN_OR_RETURN(one.parameter_bytes_sent, optim::ShardedOptimizer::SentBytesPerStep(
+                                                            layout, shards, rank, optimizer));
     one.loss_bytes_sent = LossBytesSent(input, rank);
     plan.most_partials_per_rank =
         std::max(plan.most_partials_per_rank, gradients.partials_per_rank);

@@ -2,6 +2,9 @@
 
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "core/flat_layout.h"
 #include "core/status_macros.h"
 
 namespace bitshard::trainer {
@@ -49,18 +52,55 @@ DecoderOptions DecoderOptionsOf(const Config& config, int64_t max_tokens,
 }
 
 absl::StatusOr<optim::ShardedOptimizerOptions> OptimizerOptionsOf(const Config& config) {
+  const OptimizerOptions& o = config.optimizer;
   optim::ShardedOptimizerOptions options;
-  BITSHARD_ASSIGN_OR_RETURN(options.name, optim::ParseOptimizerName(config.optimizer.name));
-  options.beta1 = config.optimizer.adam_beta1;
-  options.beta2 = config.optimizer.adam_beta2;
-  options.eps = config.optimizer.adam_epsilon;
-  options.weight_decay = config.optimizer.weight_decay;
-  options.min_8bit_size = config.optimizer.min_8bit_size;
+  optim::OptimizerSettings& settings = options.settings;
+  BITSHARD_ASSIGN_OR_RETURN(settings.name, optim::ParseOptimizerName(o.name));
+  // At most one of the three means something to an optimizer.
+  for (const auto& beta1 : {o.adam_beta1, o.momentum, o.rmsprop_alpha}) {
+    if (beta1) settings.beta1 = beta1;
+  }
+  settings.beta2 = o.adam_beta2;
+  settings.beta3 = o.adam_beta3;
+  settings.eps = o.adam_epsilon;
+  settings.weight_decay = o.weight_decay;
+  settings.max_unorm = o.max_unorm;
+  settings.alpha = o.ademamix_alpha;
+  settings.alpha_steps = o.ademamix_t_alpha;
+  settings.beta3_steps = o.ademamix_t_beta3;
+  settings.min_8bit_size = o.min_8bit_size;
+  for (const OptimizerOverride& override : o.overrides) {
+    optim::TensorOverride& made = settings.overrides.emplace_back(
+        optim::TensorOverride{.pattern = override.pattern,
+                              .bits = override.bits,
+                              .block_size = override.block_size,
+                              .weight_decay = override.weight_decay});
+    if (override.learning_rate)
+      made.learning_rate_factor = *override.learning_rate / o.learning_rate;
+  }
   options.paging = {.tier = config.paging.tier,
                     .budget_bytes = config.paging.budget,
                     .directory = config.paging.directory.empty() ? config.output.directory
                                                                  : config.paging.directory};
   return options;
+}
+
+std::string DescribeShares(const Config& config, const std::vector<optim::StateShare>& shares) {
+  std::string text;
+  for (const optim::StateShare& share : shares) {
+    absl::StrAppendFormat(&text, "%s%d%s (%d elements) with %d-bit state", text.empty() ? "" : ", ",
+                          share.tensors, text.empty() ? " tensors" : "", share.elems,
+                          share.form.is_8bit ? 8 : 32);
+    if (share.form.state_block != core::kBlockElems)
+      absl::StrAppend(&text, " in blocks of ", share.form.state_block);
+    if (share.learning_rate_factor != 1) {
+      absl::StrAppendFormat(&text, ", learning rate %g",
+                            config.optimizer.learning_rate * share.learning_rate_factor);
+    }
+    if (share.weight_decay != config.optimizer.weight_decay)
+      absl::StrAppendFormat(&text, ", weight decay %g", share.weight_decay);
+  }
+  return text;
 }
 
 }  // namespace bitshard::trainer

@@ -4,6 +4,8 @@
 #define BITSHARD_TRAINER_RUN_OPTIONS_H_
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "optim/lr_schedule.h"
@@ -25,6 +27,10 @@ DecoderOptions DecoderOptionsOf(const Config& config, int64_t max_tokens,
 
 /// Errors: those of optim::ParseOptimizerName.
 absl::StatusOr<optim::ShardedOptimizerOptions> OptimizerOptionsOf(const Config& config);
+
+/// "12 tensors (9216 elements) with 8-bit state, 2 (300 elements) with 32-bit state, learning rate
+/// 0.001": what is held how, and what else overrides say.
+std::string DescribeShares(const Config& config, const std::vector<optim::StateShare>& shares);
 
 }  // namespace bitshard::trainer
 

@@ -204,11 +204,7 @@ absl::Status TrainRun::MakePlanAndParts() {
   };
   BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(make()));
   decoder_->InitAdapter(static_cast<uint64_t>(config_.compute.seed), parameters());
-  const optim::StateSplit split = optimizer_->split();
-  Say(absl::StrFormat(
-      "%s: %d tensors (%d elements) with 8-bit state, %d (%d elements) with 32-bit state",
-      config_.optimizer.name, split.tensors_8bit, split.elems_8bit, split.tensors_32bit,
-      split.elems_32bit));
+  Say(absl::StrCat(config_.optimizer.name, ": ", DescribeShares(config_, optimizer_->shares())));
   BITSHARD_ASSIGN_OR_RETURN(
       checkpoints_, Checkpointer::Create({.directory = config_.output.directory,
                                           .save_total_limit = config_.output.save_total_limit,

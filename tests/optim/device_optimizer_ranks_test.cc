@@ -29,16 +29,22 @@ comm::DeviceCommunicator* devices = nullptr;
 struct Case {
   std::string name;
   paging::DeviceTier tier = paging::DeviceTier::kDevice;
+  bool is_overridden = false;
 };
 
 class DeviceOptimizerOverNccl : public testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(Tiers, DeviceOptimizerOverNccl,
                          testing::Values(Case{"adamw_8bit"}, Case{"lion_32bit"},
                                          Case{"paged_adamw_8bit", paging::DeviceTier::kPinned},
-                                         Case{"paged_adamw_8bit", paging::DeviceTier::kManaged}),
+                                         Case{"paged_adamw_8bit", paging::DeviceTier::kManaged},
+                                         Case{"lamb_8bit"},
+                                         Case{"lars_32bit", paging::DeviceTier::kDevice, true},
+                                         Case{"paged_lamb_8bit", paging::DeviceTier::kPinned, true},
+                                         Case{"paged_rmsprop_8bit", paging::DeviceTier::kManaged}),
                          [](const auto& info) {
                            return info.param.name +
-                                  std::to_string(static_cast<int>(info.param.tier));
+                                  std::to_string(static_cast<int>(info.param.tier)) +
+                                  (info.param.is_overridden ? "_overridden" : "");
                          });
 
 // The last bucket has fewer blocks than ranks.
@@ -62,16 +68,27 @@ std::vector<float> OwnGradients(const core::FlatLayout& layout, const comm::Shar
   return own;
 }
 
+// RMSprop has no limit of its own: one that shortens every update.
+OptimizerSettings SettingsOf(const Case& c) {
+  OptimizerSettings settings{.name = *ParseOptimizerName(c.name), .weight_decay = 0.1};
+  if (settings.name.algorithm == Algorithm::kRmsProp) settings.max_unorm = 0.01;
+  if (c.is_overridden) {
+    settings.overrides = {{.pattern = "a", .bits = 8, .block_size = 64},
+                          {.pattern = "b", .bits = 8, .block_size = 128},
+                          {.pattern = "c", .learning_rate_factor = 2, .weight_decay = 0}};
+  }
+  return settings;
+}
+
 TEST_P(DeviceOptimizerOverNccl, HasTheBitsOfTheHostsEngineOverMpi) {
   const core::FlatLayout layout = Layout();
   const comm::ShardMap shards(layout, job->world_size(), 1 << 18);
   const core::TestStream stream;
-  ShardedOptimizerOptions on_host{.name = *ParseOptimizerName(GetParam().name),
-                                  .weight_decay = 0.1};
-  DeviceOptimizerOptions on_device{.shard = {.name = on_host.name, .stream = stream.get()},
-                                   .weight_decay = 0.1};
-  on_device.shard.paging = {.tier = GetParam().tier, .budget_bytes = 5 << 20};
-  on_host.name.paged = false;
+  ShardedOptimizerOptions on_host{.settings = SettingsOf(GetParam())};
+  const DeviceShardOptions on_device{.settings = on_host.settings,
+                                     .paging = {.tier = GetParam().tier, .budget_bytes = 5 << 20},
+                                     .stream = stream.get()};
+  on_host.settings.name.paged = false;
   auto host = ShardedOptimizer::Create(layout, shards, job, on_host);
   auto device = DeviceOptimizer::Create(layout, shards, devices, on_device);
   ASSERT_TRUE(host.ok() && device.ok()) << host.status() << " " << device.status();
@@ -159,12 +176,10 @@ TEST_P(DeviceTrainingOverNccl, HasTheBitsOfTheHostOverMpi) {
   const core::FlatLayout layout = Layout();
   const comm::ShardMap shards(layout, job->world_size(), 1 << 18);
   const core::TestStream stream;
-  const ShardedOptimizerOptions on_host{.name = *ParseOptimizerName("adamw_8bit"),
-                                        .weight_decay = 0.1};
+  const ShardedOptimizerOptions on_host{.settings = SettingsOf({.name = "adamw_8bit"})};
   auto host = ShardedOptimizer::Create(layout, shards, job, on_host);
-  auto device = DeviceOptimizer::Create(
-      layout, shards, devices,
-      {.shard = {.name = on_host.name, .stream = stream.get()}, .weight_decay = 0.1});
+  auto device = DeviceOptimizer::Create(layout, shards, devices,
+                                        {.settings = on_host.settings, .stream = stream.get()});
   auto host_reducer =
       comm::GradientReducer::Create(layout, shards, job, {.micro_batches_per_step = GetParam()});
   auto device_reducer = comm::DeviceGradientReducer::Create(

@@ -44,20 +44,31 @@ struct Result {
   std::vector<std::byte> state;  // Of all blocks, in order.
 };
 
-StepHyper Hyper(int64_t step) {
-  return {.step = step, .learning_rate = 1e-2, .weight_decay = 0.1, .gradient_scale = 0.5};
+StepMoment Moment(int64_t step) {
+  return {.step = step, .learning_rate = 1e-2, .gradient_scale = 0.5};
+}
+
+OptimizerSettings Settings(const std::string& name, bool is_overridden) {
+  OptimizerSettings settings{.name = *ParseOptimizerName(name), .weight_decay = 0.1};
+  if (is_overridden) {
+    settings.overrides = {{.pattern = "*", .block_size = 128},
+                          {.pattern = "a", .block_size = 64, .learning_rate_factor = 0.5},
+                          {.pattern = "b", .bits = 8, .weight_decay = 0},
+                          {.pattern = "e", .bits = 32}};
+  }
+  return settings;
 }
 
 std::vector<float> Parameters(const core::FlatLayout& layout) {
   return std::vector<float>(static_cast<size_t>(layout.padded_elems()), 0.25f);
 }
 
-Result OnTheHost(const std::string& name) {
+Result OnTheHost(const OptimizerSettings& settings) {
   const core::FlatLayout layout = Layout();
   const comm::ShardMap shards(layout, 1, 1 << 20);
   auto ranks = comm::ThreadCommunicator::Create(1);
-  ShardedOptimizerOptions options{.name = *ParseOptimizerName(name), .weight_decay = 0.1};
-  options.name.paged = false;
+  ShardedOptimizerOptions options{.settings = settings};
+  options.settings.name.paged = false;
   auto optimizer = ShardedOptimizer::Create(layout, shards, ranks[0].get(), options);
   EXPECT_TRUE(optimizer.ok()) << optimizer.status();
   Result result{.parameters = Parameters(layout)};
@@ -86,6 +97,7 @@ Result OnTheHost(const std::string& name) {
 struct Case {
   std::string name;
   paging::DeviceTier tier;
+  bool is_overridden = false;
 };
 
 // Ranks one after another, each in an arena of its own of which its blocks are taken.
@@ -97,10 +109,14 @@ INSTANTIATE_TEST_SUITE_P(Tiers, DeviceShardTest,
                          testing::Values(Case{"adamw_8bit", paging::DeviceTier::kDevice},
                                          Case{"paged_lion_8bit", paging::DeviceTier::kPinned},
                                          Case{"paged_adam_32bit", paging::DeviceTier::kPinned},
-                                         Case{"paged_adamw_32bit", paging::DeviceTier::kManaged}),
+                                         Case{"paged_adamw_32bit", paging::DeviceTier::kManaged},
+                                         Case{"ademamix_8bit", paging::DeviceTier::kDevice, true},
+                                         Case{"paged_lion_8bit", paging::DeviceTier::kManaged,
+                                              true}),
                          [](const auto& info) {
                            return info.param.name +
-                                  std::to_string(static_cast<int>(info.param.tier));
+                                  std::to_string(static_cast<int>(info.param.tier)) +
+                                  (info.param.is_overridden ? "_overridden" : "");
                          });
 
 void DeviceShardTest::StepAsOneOf(int world_size, const Result& want) {
@@ -110,7 +126,7 @@ void DeviceShardTest::StepAsOneOf(int world_size, const Result& want) {
   ASSERT_TRUE(stream.ok()) << stream.status();
   for (int rank = 0; rank < world_size; ++rank) {
     SCOPED_TRACE(rank);
-    DeviceShardOptions options{.name = *ParseOptimizerName(GetParam().name),
+    DeviceShardOptions options{.settings = Settings(GetParam().name, GetParam().is_overridden),
                                .stream = stream->get()};
     options.paging = {.tier = GetParam().tier, .budget_bytes = 5 << 20};
     auto shard = DeviceShard::Create(layout, shards, rank, options);
@@ -137,12 +153,13 @@ void DeviceShardTest::StepAsOneOf(int world_size, const Result& want) {
       }
       upload(gradients, own);
       int64_t done = 0;
-      const absl::Status status = (*shard)->Step(
-          {.parameters = arena, .gradients = gradients, .hyper = Hyper(step)}, [&](int64_t blocks) {
-            EXPECT_GT(blocks, done);
-            done = blocks;
-            return absl::OkStatus();
-          });
+      const absl::Status status =
+          (*shard)->Step({.parameters = arena, .gradients = gradients, .moment = Moment(step)},
+                         [&](int64_t blocks) {
+                           EXPECT_GT(blocks, done);
+                           done = blocks;
+                           return absl::OkStatus();
+                         });
       ASSERT_TRUE(status.ok()) << status;
       EXPECT_EQ(done, mine);
     }
@@ -157,10 +174,8 @@ void DeviceShardTest::StepAsOneOf(int world_size, const Result& want) {
                 0);
       const auto bytes_before = [&](int64_t block) {
         int64_t sum = 0;
-        for (int64_t b = 0; b < block; ++b) {
-          sum += (*shard)->pages().BlockBytes(
-              (*shard)->pages().Is8Bit(layout.tensor(layout.TensorOfBlock(b))));
-        }
+        for (int64_t b = 0; b < block; ++b)
+          sum += (*shard)->pages().BlockBytes(layout.TensorOfBlock(b));
         return static_cast<size_t>(sum);
       };
       std::vector<std::byte> state(bytes_before(run.end) - bytes_before(run.begin));
@@ -181,7 +196,7 @@ void DeviceShardTest::StepAsOneOf(int world_size, const Result& want) {
 }
 
 TEST_P(DeviceShardTest, HasTheBitsOfTheHostsEngine) {
-  const Result want = OnTheHost(GetParam().name);
+  const Result want = OnTheHost(Settings(GetParam().name, GetParam().is_overridden));
   for (const int world_size : {1, 3}) {
     SCOPED_TRACE(world_size);
     StepAsOneOf(world_size, want);

@@ -35,8 +35,8 @@ class OneRank {
         parameters_(static_cast<size_t>(layout_.padded_elems()), 0.25f),
         gradients_(parameters_.size()) {
     ShardedOptimizerOptions options;
-    options.name = *ParseOptimizerName(name);
-    options.weight_decay = 0.1;
+    options.settings.name = *ParseOptimizerName(name);
+    options.settings.weight_decay = 0.1;
     options.paging = {.tier = paging::Tier::kFile,
                       .budget_bytes = 2 * kPageBytes,
                       .directory = ::testing::TempDir()};
@@ -114,6 +114,21 @@ TEST(PagedOptimizer, PagesOutOfAFileWithTheSameBits) {
     EXPECT_EQ(unpaged.optimizer().paging_counters().bytes_read, 0) << name;
     ExpectSame(&unpaged, &paged, name);
   }
+}
+
+// The pre-pass of LAMB reads everything once more, and writes nothing.
+TEST(PagedOptimizer, WritesEachPageOnceAStep) {
+  constexpr int64_t kSteps = 3;
+  OneRank adamw("paged_adamw_8bit"), lamb("paged_lamb_8bit");
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    adamw.Step(step);
+    lamb.Step(step);
+  }
+  const paging::PagingCounters once = adamw.optimizer().paging_counters();
+  const paging::PagingCounters twice = lamb.optimizer().paging_counters();
+  const int64_t resident = 2 * kPageBytes;
+  EXPECT_GT(twice.bytes_read, once.bytes_read + kSteps * (lamb.StateBytes() - 2 * resident));
+  EXPECT_LE(twice.bytes_written, once.bytes_written + resident);
 }
 
 TEST(PagedOptimizer, ExportsAndImportsAcrossPages) {

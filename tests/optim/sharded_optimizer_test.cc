@@ -1,18 +1,24 @@
 #include "optim/sharded_optimizer.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "comm/thread_communicator.h"
 #include "core/rng.h"
+#include "quant/codebook.h"
 
 namespace bitshard::optim {
 namespace {
+
+using ::testing::HasSubstr;
 
 // Two tensors with 8-bit state, one with 32-bit state, one of less than a block.
 core::FlatLayout Layout() {
@@ -21,8 +27,20 @@ core::FlatLayout Layout() {
 
 ShardedOptimizerOptions Options(const std::string& name) {
   ShardedOptimizerOptions options;
-  options.name = *ParseOptimizerName(name);
-  options.weight_decay = 0.1;
+  options.settings.name = *ParseOptimizerName(name);
+  options.settings.weight_decay = 0.1;
+  return options;
+}
+
+// One of every kind: "d" keeps its 32 bits because it is small, and "a" spans ranks.
+ShardedOptimizerOptions WithOverrides(const std::string& name) {
+  ShardedOptimizerOptions options = Options(name);
+  options.settings.overrides = {
+      {.pattern = "*", .block_size = 128},
+      {.pattern = "a", .block_size = 64, .learning_rate_factor = 0.5, .weight_decay = 0},
+      {.pattern = "b", .bits = 8},
+      {.pattern = "c", .bits = 32, .learning_rate_factor = 2},
+      {.pattern = "?", .weight_decay = 0.2}};
   return options;
 }
 
@@ -39,6 +57,7 @@ struct Result {
   std::vector<float> parameters;
   std::vector<std::byte> state;  // All blocks, in order.
   double norm = 0;
+  int64_t bytes_sent = 0;  // By rank 0.
 };
 
 int64_t StateOffset(const ShardedOptimizer& optimizer, int64_t block) {
@@ -87,6 +106,7 @@ Result Train(int world_size, const ShardedOptimizerOptions& options, int64_t fir
             gradients.push_back(GradientAt(layout, e, step));
           }
         }
+        const int64_t sent = comm->bytes_sent();
         const auto norm = (*optimizer)->GradientNorm(gradients, 0.5);
         ASSERT_TRUE(norm.ok());
         ASSERT_TRUE((*optimizer)
@@ -96,6 +116,7 @@ Result Train(int world_size, const ShardedOptimizerOptions& options, int64_t fir
                                 .learning_rate = 1e-2})
                         .ok());
         if (rank == 0) result.norm = *norm;
+        if (rank == 0) result.bytes_sent = comm->bytes_sent() - sent;
       }
       if (rank == 0) {
         result.parameters = parameters;
@@ -130,28 +151,139 @@ void ExpectSame(const Result& a, const Result& b, const std::string& what) {
   EXPECT_EQ(a.norm, b.norm) << what;
 }
 
+void ExpectTheSameAnywhere(const ShardedOptimizerOptions& options, const std::string& what) {
+  const Result one = Train(1, options, 0, 5, Start());
+  for (const int world_size : {2, 3, 4})
+    ExpectSame(one, Train(world_size, options, 0, 5, Start()), what);
+  ShardedOptimizerOptions paged = options;
+  paged.settings.name.paged = true;
+  paged.paging = {
+      .tier = paging::Tier::kFile, .budget_bytes = 16 << 20, .directory = ::testing::TempDir()};
+  ExpectSame(one, Train(2, paged, 0, 5, Start()), "paged " + what);
+  // Pages are cut so that two fit: here many of a few blocks each.
+  paged.paging.budget_bytes = 8 << 10;
+  ExpectSame(one, Train(2, paged, 0, 5, Start()), "small pages, paged " + what);
+}
+
 TEST(ShardedOptimizer, GivesTheSameBitsAtAnyWorldSizeAndPaged) {
-  for (const char* name : {"adamw_8bit", "lion_8bit", "adamw_32bit"}) {
-    const Result one = Train(1, Options(name), 0, 5, Start());
-    for (const int world_size : {2, 3, 4})
-      ExpectSame(one, Train(world_size, Options(name), 0, 5, Start()), name);
-    ShardedOptimizerOptions paged = Options(std::string("paged_") + name);
-    paged.paging = {
-        .tier = paging::Tier::kFile, .budget_bytes = 16 << 20, .directory = ::testing::TempDir()};
-    ExpectSame(one, Train(2, paged, 0, 5, Start()), std::string("paged_") + name);
-    // Pages are cut so that two fit: here many of a few blocks each.
-    paged.paging.budget_bytes = 8 << 10;
-    ExpectSame(one, Train(2, paged, 0, 5, Start()), std::string("small pages, paged_") + name);
+  for (const char* rule :
+       {"adamw", "lion", "lamb", "lars", "rmsprop", "adagrad", "sgd", "ademamix"}) {
+    for (const char* bits : {"_8bit", "_32bit"})
+      ExpectTheSameAnywhere(Options(std::string(rule) + bits), std::string(rule) + bits);
   }
 }
 
+TEST(ShardedOptimizer, GivesTheSameBitsAnywhereWithOverrides) {
+  for (const char* name : {"lamb_8bit", "ademamix_8bit"})
+    ExpectTheSameAnywhere(WithOverrides(name), std::string("overridden ") + name);
+}
+
+// How one tensor of WithOverrides is held and stepped.
+struct Tensor {
+  bool is_8bit;
+  int64_t state_block;
+  double learning_rate;
+};
+
+// Five steps of the tensor by itself, with neither pages nor ranks.
+std::vector<float> SteppedAlone(const core::FlatTensor& tensor, Algorithm algorithm,
+                                double max_unorm, const Tensor& held) {
+  const core::FlatLayout layout = Layout();
+  const size_t n = static_cast<size_t>(tensor.numel);
+  std::vector<float> p(n, 0.25f), g(n), values[kMaxStates], absmax[kMaxStates];
+  std::vector<uint8_t> codes[kMaxStates];
+  StepRun run{.parameter = p.data(), .gradient = g.data(), .elems = tensor.numel};
+  for (int i = 0; i < NumStates(algorithm); ++i) {
+    values[i].assign(n, 0);
+    codes[i].assign(
+        n,
+        (IsSignedState(i) ? quant::SignedDynamicTable() : quant::UnsignedDynamicTable()).zero_code);
+    absmax[i].assign((n + 63) / 64, 0);
+    if (held.is_8bit) {
+      run.states[i] = {.codes = codes[i].data(), .absmax = absmax[i].data()};
+    } else {
+      run.states[i] = {.values = values[i].data()};
+    }
+  }
+  const RuleDefaults defaults = DefaultsOf(algorithm);
+  for (int64_t step = 1; step <= 5; ++step) {
+    for (size_t i = 0; i < n; ++i)
+      g[i] = GradientAt(layout, tensor.offset() + static_cast<int64_t>(i), step);
+    run.update_scale = 1;
+    StepArgs args{.algorithm = algorithm,
+                  .hyper = {.step = step,
+                            .learning_rate = held.learning_rate,
+                            .beta1 = defaults.beta1,
+                            .beta2 = defaults.beta2,
+                            .eps = defaults.eps,
+                            .weight_decay = 0.2,
+                            .gradient_scale = 0.5},
+                  .state_block = held.state_block};
+    if (max_unorm > 0) {
+      std::vector<BlockNorms> norms(static_cast<size_t>(run.num_blocks()));
+      args.runs = {&run, 1};
+      UpdateNorms(args, norms);
+      BlockNorms sum;
+      for (const BlockNorms& of_block : norms) {
+        sum.parameter += of_block.parameter;
+        sum.update += of_block.update;
+      }
+      run.update_scale = UpdateScale(max_unorm, sum);
+      EXPECT_LT(run.update_scale, 1) << "the test has nothing to show";
+    }
+    args.runs = {&run, 1};
+    Step(args);
+  }
+  return p;
+}
+
+TEST(ShardedOptimizer, StepsEachTensorAsItsOverridesSay) {
+  const core::FlatLayout layout = Layout();
+  const Tensor held[] = {
+      {true, 64, 0.5e-2}, {true, 128, 1e-2}, {false, 256, 2e-2}, {false, 256, 1e-2}};
+  const auto expect_alone = [&](const char* name, Algorithm algorithm, double max_unorm,
+                                std::optional<double> given) {
+    ShardedOptimizerOptions options = WithOverrides(name);
+    options.settings.max_unorm = given;
+    const Result got = Train(3, options, 0, 5, Start());
+    for (size_t t = 0; t < 4; ++t) {
+      const core::FlatTensor& tensor = layout.tensors()[t];
+      const std::vector<float> want = SteppedAlone(tensor, algorithm, max_unorm, held[t]);
+      EXPECT_EQ(std::memcmp(got.parameters.data() + tensor.offset(), want.data(),
+                            want.size() * sizeof(float)),
+                0)
+          << name << ", tensor " << tensor.name;
+    }
+  };
+  expect_alone("lamb_8bit", Algorithm::kLamb, 1, std::nullopt);
+  expect_alone("lars_8bit", Algorithm::kLars, 0.02, std::nullopt);
+  expect_alone("rmsprop_8bit", Algorithm::kRmsProp, 0.03, 0.03);
+  expect_alone("lion_8bit", Algorithm::kLion, 0, std::nullopt);
+}
+
 TEST(ShardedOptimizer, MovesItsStateToAnotherWorldSize) {
-  for (const char* name : {"adamw_8bit", "lion_32bit"}) {
-    const Result whole = Train(2, Options(name), 0, 6, Start());
-    const Result half = Train(2, Options(name), 0, 3, Start());
+  for (const auto& [what, options] : {std::pair{"adamw_8bit", Options("adamw_8bit")},
+                                      std::pair{"lion_32bit", Options("lion_32bit")},
+                                      std::pair{"overridden", WithOverrides("lamb_8bit")},
+                                      std::pair{"three states", WithOverrides("ademamix_8bit")}}) {
+    SCOPED_TRACE(what);
+    const Result whole = Train(2, options, 0, 6, Start());
+    const Result half = Train(2, options, 0, 3, Start());
     for (const int world_size : {1, 3, 4}) {
-      ExpectSame(half, Train(world_size, Options(name), 3, 3, half), "state as it was");
-      ExpectSame(whole, Train(world_size, Options(name), 3, 6, half), "gone on");
+      ExpectSame(half, Train(world_size, options, 3, 3, half), "state as it was");
+      ExpectSame(whole, Train(world_size, options, 3, 6, half), "gone on");
+    }
+  }
+}
+
+TEST(ShardedOptimizer, SendsWhatItSaysThatAStepSends) {
+  const core::FlatLayout layout = Layout();
+  for (const char* name : {"adamw_8bit", "lamb_8bit"}) {
+    for (const int world_size : {1, 3}) {
+      const auto planned = ShardedOptimizer::SentBytesPerStep(
+          layout, comm::ShardMap(layout, world_size, 8 * 1024), 0, Options(name));
+      ASSERT_TRUE(planned.ok()) << planned.status();
+      EXPECT_EQ(Train(world_size, Options(name), 0, 1, Start()).bytes_sent, *planned) << name;
     }
   }
 }
@@ -164,19 +296,74 @@ TEST(ShardedOptimizer, NormIsThatOfTheScaledGradient) {
   EXPECT_NEAR(Train(3, Options("adamw_8bit"), 0, 1, Start()).norm, 0.5 * std::sqrt(squares), 1e-9);
 }
 
-TEST(ShardedOptimizer, KeepsSmallTensorsIn32Bits) {
-  auto ranks = comm::ThreadCommunicator::Create(1);
+std::unique_ptr<ShardedOptimizer> OfOneRank(const ShardedOptimizerOptions& options) {
+  static const auto* const ranks =
+      new std::vector<std::unique_ptr<comm::Communicator>>(comm::ThreadCommunicator::Create(1));
   const core::FlatLayout layout = Layout();
-  const auto optimizer = ShardedOptimizer::Create(layout, comm::ShardMap(layout, 1, 1024),
-                                                  ranks[0].get(), Options("adamw_8bit"));
-  ASSERT_TRUE(optimizer.ok());
-  const StateSplit split = (*optimizer)->split();
-  EXPECT_EQ(split.tensors_8bit, 2);
-  EXPECT_EQ(split.elems_8bit, 12000);
-  EXPECT_EQ(split.tensors_32bit, 2);
-  EXPECT_EQ(split.elems_32bit, 303);
-  EXPECT_EQ((*optimizer)->BlockStateBytes(0), 2 * 256 + 2 * 4);
-  EXPECT_EQ((*optimizer)->BlockStateBytes(layout.tensor(1).blocks.begin), 2 * 1024);
+  auto optimizer = ShardedOptimizer::Create(layout, comm::ShardMap(layout, 1, 1024),
+                                            ranks->front().get(), options);
+  EXPECT_TRUE(optimizer.ok()) << optimizer.status();
+  return *std::move(optimizer);
+}
+
+TEST(ShardedOptimizer, KeepsSmallTensorsIn32Bits) {
+  const auto optimizer = OfOneRank(Options("adamw_8bit"));
+  const std::vector<StateShare> shares = optimizer->shares();
+  ASSERT_EQ(shares.size(), 2u);
+  EXPECT_TRUE(shares[0].form.is_8bit);
+  EXPECT_EQ(shares[0].tensors, 2);
+  EXPECT_EQ(shares[0].elems, 12000);
+  EXPECT_FALSE(shares[1].form.is_8bit);
+  EXPECT_EQ(shares[1].tensors, 2);
+  EXPECT_EQ(shares[1].elems, 303);
+  EXPECT_EQ(optimizer->BlockStateBytes(0), 2 * 256 + 2 * 4);
+  EXPECT_EQ(optimizer->BlockStateBytes(Layout().tensor(1).blocks.begin), 2 * 1024);
+}
+
+TEST(ShardedOptimizer, HoldsEachTensorAsItsOverridesSay) {
+  const auto optimizer = OfOneRank(WithOverrides("adamw_8bit"));
+  const int64_t want[] = {2 * (256 + 4 * 4), 2 * (256 + 2 * 4), 2 * 1024, 2 * 1024};
+  for (int64_t t = 0; t < 4; ++t)
+    EXPECT_EQ(optimizer->BlockStateBytes(Layout().tensor(t).blocks.begin), want[t]) << t;
+  const std::vector<StateShare> shares = optimizer->shares();
+  ASSERT_EQ(shares.size(), 4u);
+  EXPECT_EQ(shares[0].learning_rate_factor, 0.5);
+  EXPECT_EQ(shares[0].form.state_block, 64);
+  EXPECT_EQ(shares[0].weight_decay, 0.2);
+  EXPECT_EQ(shares[3].tensors, 1);
+}
+
+TEST(TensorGroups, RefuseOverridesThatMeanNothing) {
+  const core::FlatLayout layout =
+      *core::FlatLayout::Create({{"layers.0.q_proj.weight", {5000}}, {"layers.0.norm", {300}}});
+  const auto refusal = [&](const TensorOverride& override) {
+    const auto groups = TensorGroups::Create(
+        layout, {.name = *ParseOptimizerName("adamw_8bit"), .overrides = {override}});
+    return groups.ok() ? "accepted" : std::string(groups.status().message());
+  };
+  EXPECT_EQ(
+      refusal({.pattern = "*q_prj*", .bits = 32}),
+      "optimizer override \"*q_prj*\": matches no tensor; the nearest is layers.0.q_proj.weight (* "
+      "stands for any characters)");
+  EXPECT_THAT(refusal({.pattern = "layers.0.nrom", .bits = 8}), HasSubstr("is layers.0.norm"));
+  EXPECT_THAT(refusal({.pattern = "*"}), HasSubstr("changes nothing"));
+  EXPECT_THAT(refusal({.pattern = "*", .bits = 4}), HasSubstr("bits: got 4, want 8 or 32"));
+  EXPECT_THAT(refusal({.pattern = "*", .block_size = 32}), HasSubstr("want 64, 128 or 256"));
+  EXPECT_THAT(refusal({.pattern = "*norm", .block_size = 64}), HasSubstr("32-bit state"));
+  EXPECT_EQ(refusal({.pattern = "*norm", .bits = 8, .block_size = 64}), "accepted");
+  const auto no_norm =
+      TensorGroups::Create(layout, {.name = *ParseOptimizerName("lion_8bit"), .max_unorm = 1});
+  EXPECT_THAT(std::string(no_norm.status().message()), HasSubstr("max_unorm"));
+}
+
+TEST(TensorGroups, PatternsStandForWholeNames) {
+  for (const char* pattern : {"a.b.c", "*", "a*", "*c", "*.b.*", "a.?.c", "**", "a*b*c", "a.b.c*"})
+    EXPECT_EQ(PatternDistance(pattern, "a.b.c"), 0) << pattern;
+  EXPECT_EQ(PatternDistance("b", "a.b.c"), 4);
+  EXPECT_EQ(PatternDistance("a.b.", "a.b.c"), 1);
+  EXPECT_EQ(PatternDistance("?a.b.c", "a.b.c"), 1);
+  EXPECT_EQ(PatternDistance("*x*", "a.b.c"), 1);
+  EXPECT_EQ(PatternDistance("", "a"), 1);
 }
 
 TEST(OptimizerName, KnowsTransformersSpellings) {

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 #include <string>
 #include <vector>
@@ -20,7 +21,9 @@ using core::DType;
 using ::testing::HasSubstr;
 
 constexpr DType kFloats[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-constexpr Algorithm kAlgorithms[] = {Algorithm::kAdam, Algorithm::kAdamW, Algorithm::kLion};
+constexpr Algorithm kAlgorithms[] = {Algorithm::kAdam,    Algorithm::kAdamW, Algorithm::kLion,
+                                     Algorithm::kLamb,    Algorithm::kLars,  Algorithm::kRmsProp,
+                                     Algorithm::kAdagrad, Algorithm::kSgd,   Algorithm::kAdEmaMix};
 
 struct Case {
   Algorithm algorithm = Algorithm::kAdamW;
@@ -28,13 +31,15 @@ struct Case {
   DType gradient_type = DType::kFloat32;
   Rounding rounding = Rounding::kNearestEven;
   bool has_master = false;
+  size_t state_block = 256;
+  bool is_limited = false;  // By max_unorm: norms are found and each step is shortened by them.
   int steps = 2;
   std::vector<size_t> sizes = {1, 3, 255, 256, 257, 2300};
 
   std::string Name() const {
     return "rule " + std::to_string(static_cast<int>(algorithm)) + ", " +
            core::Name(parameter_type) + " from " + core::Name(gradient_type) +
-           (has_master ? ", master" : "") +
+           (has_master ? ", master" : "") + ", blocks of " + std::to_string(state_block) +
            (rounding == Rounding::kStochastic ? ", stochastic" : "");
   }
 };
@@ -53,6 +58,7 @@ Tensors MakeTensors(const Case& c, std::mt19937* random, cudaStream_t stream) {
                               .gradient_type = c.gradient_type,
                               .is_8bit = is_8bit,
                               .has_master = c.has_master,
+                              .state_block = c.state_block,
                               .shift = shift,
                               .id = static_cast<int64_t>(tensors.size())},
             random, stream));
@@ -63,14 +69,19 @@ Tensors MakeTensors(const Case& c, std::mt19937* random, cudaStream_t stream) {
 }
 
 StepArgs ArgsOf(const Case& c, int step, const std::vector<StepRun>& runs) {
-  return {
-      .algorithm = c.algorithm,
-      .hyper = {.step = step, .learning_rate = 1e-2, .weight_decay = 0.1, .gradient_scale = 0.5},
-      .parameter_type = c.parameter_type,
-      .gradient_type = c.gradient_type,
-      .runs = runs,
-      .rounding = c.rounding,
-      .seed = 11};
+  return {.algorithm = c.algorithm,
+          .hyper = {.step = step,
+                    .learning_rate = 1e-2,
+                    .weight_decay = 0.1,
+                    .gradient_scale = 0.5,
+                    .alpha_steps = 10,
+                    .beta3_steps = 10},
+          .parameter_type = c.parameter_type,
+          .gradient_type = c.gradient_type,
+          .runs = runs,
+          .rounding = c.rounding,
+          .seed = 11,
+          .state_block = static_cast<int64_t>(c.state_block)};
 }
 
 std::vector<StepRun> HostRuns(Tensors& tensors) {
@@ -91,6 +102,39 @@ std::unique_ptr<CudaStepper> MakeStepper(int64_t max_runs, cudaStream_t stream) 
   return std::move(*stepper);
 }
 
+// Compares the norms of the updates of the step that comes, and gives each tensor its scale.
+void ExpectSameNorms(const Case& c, int step, Tensors& tensors, CudaStepper* stepper,
+                     cudaStream_t stream) {
+  const std::vector<StepRun> host = HostRuns(tensors);
+  int64_t blocks = 0;
+  for (const StepRun& run : host) blocks += run.num_blocks();
+  std::vector<BlockNorms> want(static_cast<size_t>(blocks));
+  UpdateNorms(ArgsOf(c, step, host), want);
+  // On the device the last run's norms come first.
+  std::vector<int64_t> first_norm;
+  int64_t end = blocks;
+  for (const StepRun& run : host) first_norm.push_back(end -= run.num_blocks());
+  const core::DeviceArray<double> out(std::vector<double>(want.size() * 2, -1.0), stream);
+  const absl::Status status = stepper->UpdateNorms(ArgsOf(c, step, DeviceRuns(tensors)), first_norm,
+                                                   reinterpret_cast<BlockNorms*>(out.data()));
+  ASSERT_TRUE(status.ok()) << status;
+  const std::vector<double> got = out.Get();
+  const auto same = [](double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); };
+  auto from = want.begin();
+  for (size_t r = 0; r < host.size(); ++r) {
+    BlockNorms sum;
+    for (int64_t b = 0; b < host[r].num_blocks(); ++b, ++from) {
+      const size_t at = static_cast<size_t>(first_norm[r] + b) * 2;
+      ASSERT_TRUE(same(got[at], from->parameter) && same(got[at + 1], from->update))
+          << "step " << step << ", run " << r << ", block " << b << ": " << got[at] << " and "
+          << got[at + 1] << ", want " << from->parameter << " and " << from->update;
+      sum.parameter += from->parameter;
+      sum.update += from->update;
+    }
+    tensors[r]->set_update_scale(UpdateScale(0.01, sum));
+  }
+}
+
 void ExpectSameSteps(const Case& c) {
   SCOPED_TRACE(c.Name());
   core::TestStream stream;
@@ -98,6 +142,10 @@ void ExpectSameSteps(const Case& c) {
   Tensors tensors = MakeTensors(c, &random, stream.get());
   const auto stepper = MakeStepper(static_cast<int64_t>(tensors.size()), stream.get());
   for (int step = 1; step <= c.steps; ++step) {
+    if (c.is_limited) {
+      ExpectSameNorms(c, step, tensors, stepper.get(), stream.get());
+      if (testing::Test::HasFailure()) return;
+    }
     Step(ArgsOf(c, step, HostRuns(tensors)));
     const absl::Status status = stepper->Step(ArgsOf(c, step, DeviceRuns(tensors)));
     ASSERT_TRUE(status.ok()) << status;
@@ -112,8 +160,43 @@ TEST(StepCuda, GivesTheBitsOfTheCpuForEveryRuleInTwentyOrders) {
     ExpectSameSteps({.algorithm = algorithm, .steps = 20});
 }
 
-TEST(StepCuda, GivesTheBitsOfTheCpuForEveryPairOfTypes) {
+TEST(StepCuda, GivesTheNormsOfUpdatesOfTheCpuInTwentyOrders) {
   for (const Algorithm algorithm : kAlgorithms) {
+    if (HasUpdateNorm(algorithm))
+      ExpectSameSteps({.algorithm = algorithm, .is_limited = true, .steps = 20});
+  }
+}
+
+TEST(StepCuda, TakesNormsOfEveryTypeAndOfMasterWeights) {
+  for (const DType type : {DType::kBFloat16, DType::kFloat16}) {
+    for (const bool has_master : {false, true}) {
+      ExpectSameSteps({.algorithm = Algorithm::kLamb,
+                       .parameter_type = type,
+                       .gradient_type = type,
+                       .has_master = has_master,
+                       .is_limited = true});
+    }
+  }
+}
+
+// 1 to 4 blocks of state in the last block of 256, whole and not.
+TEST(StepCuda, StepsSmallerBlocksOfState) {
+  for (const Algorithm algorithm : kAlgorithms) {
+    for (const size_t state_block : {64u, 128u}) {
+      ExpectSameSteps({.algorithm = algorithm,
+                       .state_block = state_block,
+                       .is_limited = HasUpdateNorm(algorithm),
+                       .steps = 3,
+                       .sizes = {1, 63, 64, 65, 127, 128, 129, 193, 255, 256, 300, 2300}});
+    }
+  }
+}
+
+// What the kernels of the rules share, which types are loaded and stored how, is shown with three.
+constexpr Algorithm kSomeAlgorithms[] = {Algorithm::kAdamW, Algorithm::kLion, Algorithm::kAdEmaMix};
+
+TEST(StepCuda, GivesTheBitsOfTheCpuForEveryPairOfTypes) {
+  for (const Algorithm algorithm : kSomeAlgorithms) {
     for (const DType parameter_type : kFloats) {
       for (const DType gradient_type : kFloats)
         ExpectSameSteps({.algorithm = algorithm,
@@ -124,7 +207,7 @@ TEST(StepCuda, GivesTheBitsOfTheCpuForEveryPairOfTypes) {
 }
 
 TEST(StepCuda, StepsMasterWeights) {
-  for (const Algorithm algorithm : kAlgorithms) {
+  for (const Algorithm algorithm : kSomeAlgorithms) {
     for (const DType type : {DType::kBFloat16, DType::kFloat16}) {
       ExpectSameSteps({.algorithm = algorithm,
                        .parameter_type = type,
@@ -136,7 +219,7 @@ TEST(StepCuda, StepsMasterWeights) {
 }
 
 TEST(StepCuda, RoundsStochasticallyAsTheCpu) {
-  for (const Algorithm algorithm : kAlgorithms) {
+  for (const Algorithm algorithm : kSomeAlgorithms) {
     for (const DType gradient_type : kFloats) {
       ExpectSameSteps({.algorithm = algorithm,
                        .parameter_type = DType::kBFloat16,
@@ -232,7 +315,15 @@ TEST(StepCuda, RefusesWhatDoesNotFitTogether) {
   EXPECT_THAT(message(ArgsOf({.gradient_type = DType::kInt8}, 1, {})), HasSubstr("gradients int8"));
   EXPECT_THAT(message(ArgsOf({.rounding = Rounding::kStochastic}, 1, {})),
               HasSubstr("stochastic rounding of float32"));
-  EXPECT_THAT(message(ArgsOf({}, 1, {StepRun{.elems = 1}})), HasSubstr("without state"));
+  EXPECT_THAT(message(ArgsOf({}, 1, {StepRun{.elems = 1}})), HasSubstr("without all of its state"));
+  const quant::CodeTable table = quant::SignedDynamicTable();
+  StepArgs with_table = ArgsOf({}, 1, {});
+  with_table.tables[0] = &table;
+  EXPECT_THAT(message(with_table), HasSubstr("dynamic tables"));
+  EXPECT_THAT(
+      std::string(stepper->UpdateNorms(ArgsOf({.algorithm = Algorithm::kLion}, 1, {}), {}, nullptr)
+                      .message()),
+      HasSubstr("has none"));
   EXPECT_TRUE(stepper->Step(ArgsOf({}, 1, {})).ok());
   EXPECT_EQ(CudaStepper::Create({.max_runs = 0}).status().code(),
             absl::StatusCode::kInvalidArgument);

@@ -48,7 +48,8 @@ struct StepTensorOptions {
   core::DType gradient_type = core::DType::kFloat32;
   bool is_8bit = true;
   bool has_master = false;
-  size_t shift = 0;  ///< Elements that device arrays are off alignment.
+  size_t state_block = 256;  ///< Elements that share an absmax.
+  size_t shift = 0;          ///< Elements that device arrays are off alignment.
   int64_t id = 0;
 };
 
@@ -56,7 +57,8 @@ class StepTensor {
  public:
   StepTensor(const StepTensorOptions& options, std::mt19937* random, cudaStream_t stream)
       : options_(options), stream_(stream) {
-    const size_t n = options.elems, blocks = (n + 255) / 256;
+    const size_t n = options.elems;
+    const size_t scales = (n + options.state_block - 1) / options.state_block;
     std::vector<float> p(n);
     for (float& x : p) x = std::normal_distribution<float>()(*random);
     parameter_.host = ToBytes(options.parameter_type, p);
@@ -66,7 +68,7 @@ class StepTensor {
         const quant::CodeTable& table =
             IsSignedState(i) ? quant::SignedDynamicTable() : quant::UnsignedDynamicTable();
         states_[i].codes.host.assign(n, table.zero_code);
-        states_[i].absmax.host.assign(blocks, 0.0f);
+        states_[i].absmax.host.assign(scales, 0.0f);
       } else {
         states_[i].values.host.assign(n, 0.0f);
       }
@@ -107,6 +109,9 @@ class StepTensor {
   StepRun DeviceRun() {
     return Run([](auto& part) { return part.host.empty() ? nullptr : part.device->data(); });
   }
+
+  /// Of the next runs: how far max_unorm shortens the update.
+  void set_update_scale(double scale) { update_scale_ = scale; }
 
   /// Fails the test at the first element whose bits differ.
   void ExpectSame(const std::string& what) {
@@ -166,7 +171,8 @@ class StepTensor {
                 .gradient = pointer(gradient_),
                 .elems = static_cast<int64_t>(options_.elems),
                 .master = pointer(master_),
-                .tensor = options_.id};
+                .tensor = options_.id,
+                .update_scale = update_scale_};
     for (int i = 0; i < kMaxStates; ++i) {
       run.states[i] = {.codes = pointer(states_[i].codes),
                        .absmax = pointer(states_[i].absmax),
@@ -177,6 +183,7 @@ class StepTensor {
 
   const StepTensorOptions options_;
   cudaStream_t stream_;
+  double update_scale_ = 1;
   // As many as a rule may have; those that it does not have stay as they are.
   struct State {
     Part<uint8_t> codes;

@@ -142,6 +142,62 @@ TEST(Config, RefusesContradictions) {
             "run.yaml: base_model: missing; want a Hugging Face folder or a .gguf file");
 }
 
+TEST(Config, RefusesHyperParametersThatTheOptimizerDoesNotHave) {
+  const auto no_effect = [](const std::string& optimizer, const std::string& key) {
+    const std::string text = absl::StrCat("optimizer: ", optimizer, "\n", key, ": 0.5\n");
+    return Refusal(text) == absl::StrCat("run.yaml:3:1: ", key,
+                                         ": has no effect with optimizer: ", optimizer,
+                                         "; leave it out");
+  };
+  const std::vector<std::string> keys = {"adam_beta1",     "adam_beta2", "adam_beta3",
+                                         "adam_epsilon",   "momentum",   "rmsprop_alpha",
+                                         "ademamix_alpha", "max_unorm"};
+  const std::map<std::string, std::set<std::string>> taken = {
+      {"adam_8bit", {"adam_beta1", "adam_beta2", "adam_epsilon", "max_unorm"}},
+      {"adamw_8bit", {"adam_beta1", "adam_beta2", "adam_epsilon", "max_unorm"}},
+      {"lamb_8bit", {"adam_beta1", "adam_beta2", "adam_epsilon", "max_unorm"}},
+      {"lion_8bit", {"adam_beta1", "adam_beta2"}},
+      {"ademamix_8bit",
+       {"adam_beta1", "adam_beta2", "adam_beta3", "adam_epsilon", "ademamix_alpha"}},
+      {"sgd_8bit", {"momentum", "max_unorm"}},
+      {"lars_8bit", {"momentum", "max_unorm"}},
+      {"rmsprop_8bit", {"rmsprop_alpha", "adam_epsilon", "max_unorm"}},
+      {"adagrad_8bit", {"adam_epsilon"}}};
+  for (const auto& [optimizer, has] : taken) {
+    for (const std::string& key : keys)
+      EXPECT_EQ(no_effect(optimizer, key), has.count(key) == 0) << optimizer << " " << key;
+  }
+  EXPECT_THAT(Refusal("ademamix_t_alpha: 3\n"), HasSubstr("has no effect"));
+  EXPECT_THAT(Refusal("adam_beta1: 1\n"),
+              HasSubstr("adam_beta1: got 1, want number at least 0 and below 1, or auto"));
+  EXPECT_EQ(Parsed("adam_beta1: 0.8\n", {"adam_beta1=auto"}).optimizer.adam_beta1, std::nullopt);
+  EXPECT_EQ(Parsed("adam_beta1: 0.8\n").optimizer.adam_beta1, 0.8);
+}
+
+TEST(Config, ReadsOverridesOfTheOptimizer) {
+  const auto overrides = Parsed(
+                             "optimizer_overrides:\n  - {pattern: '*.lora_B.*', bits: 32}\n"
+                             "  - pattern: a\n    learning_rate: 1e-3\n    weight_decay:\n")
+                             .optimizer.overrides;
+  ASSERT_EQ(overrides.size(), 2u);
+  EXPECT_EQ(overrides[0].pattern, "*.lora_B.*");
+  EXPECT_EQ(overrides[0].bits, 32);
+  EXPECT_EQ(overrides[0].learning_rate, std::nullopt);
+  EXPECT_EQ(overrides[1].learning_rate, 1e-3);
+  EXPECT_EQ(overrides[1].weight_decay, std::nullopt);
+  const auto refusal = [](const std::string& entry) {
+    return Refusal("optimizer_overrides: [" + entry + "]\n");
+  };
+  EXPECT_THAT(refusal("x"), HasSubstr("want list of {pattern, bits"));
+  EXPECT_THAT(refusal("{bits: 8}"), HasSubstr("an entry has no pattern"));
+  EXPECT_THAT(refusal("{pattern: x}"), HasSubstr("\"x\": changes nothing"));
+  EXPECT_THAT(refusal("{pattern: x, bits: 16}"), HasSubstr("\"x\": bits: got 16, want 8 or 32"));
+  EXPECT_THAT(refusal("{pattern: x, bits: 8.0}"), HasSubstr("bits: got \"8.0\", want integer"));
+  EXPECT_THAT(refusal("{pattern: x, block_size: 32}"), HasSubstr("got 32, want 64, 128 or 256"));
+  EXPECT_THAT(refusal("{pattern: x, weight_decay: -1}"), HasSubstr("want number at least 0"));
+  EXPECT_THAT(refusal("{pattern: x, lr: 1}"), HasSubstr("in line 2, lr: unknown key"));
+}
+
 TEST(Config, TrainingNeedsData) {
   const std::string path =
       absl::StrCat(::testing::TempDir(), "bitshard_config_", getpid(), ".yaml");
@@ -212,9 +268,12 @@ Config FarFromDefaults() {
       "use_rslora: true\ndatasets: [{path: \"a, b]: c.json\", type: text}]\n"
       "test_datasets: [{path: 'it''s', type: sharegpt}]\nsequence_len: 99\nsample_packing: false\n"
       "train_on_inputs: true\nexcess_length_strategy: raise\nmicro_batch_size: 2\n"
-      "global_batch_size: 6\nnum_epochs: 0.1\nmax_steps: 7\noptimizer: paged_lion_8bit\n"
+      "global_batch_size: 6\nnum_epochs: 0.1\nmax_steps: 7\noptimizer: paged_ademamix_8bit\n"
       "learning_rate: 1e-300\nlr_scheduler: cosine\ncosine_min_lr_ratio: 0.1\nwarmup_steps: 3\n"
-      "adam_beta1: 0.1\nadam_beta2: 0.3\nadam_epsilon: 1e-20\nweight_decay: 0.7\n"
+      "adam_beta1: 0.1\nadam_beta2: 0.3\nadam_beta3: 0.5\nadam_epsilon: 1e-20\n"
+      "ademamix_alpha: 2\nademamix_t_alpha: 5\nademamix_t_beta3: 6\nweight_decay: 0.7\n"
+      "optimizer_overrides: [{pattern: \"*.lora_B: '#*\", bits: 32, learning_rate: 1e-300}, "
+      "{pattern: x, block_size: 64, weight_decay: 0}]\n"
       "max_grad_norm: 1e20\nmin_8bit_size: 1\ncompute_type: bf16\nactivation_checkpointing: false\n"
       "nonfinite: skip\nseed: 9\neval_max_samples: 4\noutput_dir: \"true\"\neval_steps: 2\n"
       "eval_on_start: false\nsave_steps: 0\nsave_total_limit: 0\nresume_from_checkpoint: /x/y\n"
@@ -242,8 +301,9 @@ TEST(Config, EveryKeyIsPrintedAndDiffersWhereItsValueDoes) {
     different.insert(difference.key);
   }
   // The only keys that have one value, or that another key excludes or decides.
-  const std::set<std::string> same = {"base_model",   "lr_scheduler", "warmup_ratio",
-                                      "load_in_4bit", "comm.backend", "comm.reduction"};
+  const std::set<std::string> same = {"base_model",   "lr_scheduler",  "warmup_ratio",
+                                      "load_in_4bit", "comm.backend",  "comm.reduction",
+                                      "momentum",     "rmsprop_alpha", "max_unorm"};
   for (const ConfigField& field : ConfigFields()) {
     EXPECT_NE(different.count(field.key), same.count(field.key)) << field.key;
   }
@@ -255,17 +315,19 @@ TEST(Config, HashCoversWhatDecidesTheAdapterAndNothingElse) {
        {"threads_per_rank: 7\n", "output_dir: other\n", "save_steps: 1\n", "logging_steps: 1\n",
         "report_to: none\n", "resume_from_checkpoint: true\n", "comm: {timeout: 1}\n",
         "comm: {bucket_bytes: 1MiB}\n", "optimizer: paged_adamw_8bit\npaging: {tier: file}\n",
-        "optimizer: adamw_bnb_8bit\n", "generate: {max_new_tokens: 3}\n",
-        "eval_on_start: false\n"}) {
+        "optimizer: adamw_bnb_8bit\n", "adam_beta2: 0.999\nmax_unorm: 0\n",
+        "generate: {max_new_tokens: 3}\n", "eval_on_start: false\n"}) {
     const Config other = Parsed(text);
     EXPECT_EQ(ConfigHash(base), ConfigHash(other)) << text;
     const std::vector<ConfigDifference> differences = DiffConfigs(base, other);
     EXPECT_FALSE(differences.empty()) << text;
     for (const ConfigDifference& d : differences) EXPECT_FALSE(d.changes_result) << d.key;
   }
-  for (const char* text : {"lora_r: 15\n", "seed: 1\n", "global_batch_size: 16\n", "max_steps: 3\n",
-                           "optimizer: lion_8bit\n", "compute_type: fp32\n", "weight_decay: 0.1\n",
-                           "datasets: [x]\n", "min_8bit_size: 1\n"}) {
+  for (const char* text :
+       {"lora_r: 15\n", "seed: 1\n", "global_batch_size: 16\n", "max_steps: 3\n",
+        "optimizer: lion_8bit\n", "compute_type: fp32\n", "weight_decay: 0.1\n", "datasets: [x]\n",
+        "min_8bit_size: 1\n", "adam_beta2: 0.99\n", "max_unorm: 1\n",
+        "optimizer_overrides: [{pattern: \"*\", block_size: 64}]\n"}) {
     const Config other = Parsed(text);
     EXPECT_NE(ConfigHash(base), ConfigHash(other)) << text;
     ASSERT_EQ(DiffConfigs(base, other).size(), 1u) << text;

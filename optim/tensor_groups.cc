@@ -1,0 +1,186 @@
+#include "optim/tensor_groups.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "core/error.h"
+#include "core/status_macros.h"
+
+namespace bitshard::optim {
+namespace {
+
+bool IsBlockSize(int64_t elems) { return elems == 64 || elems == 128 || elems == 256; }
+
+std::string StartOf(const TensorOverride& override) {
+  return absl::StrCat("optimizer override \"", core::Escaped(override.pattern), "\": ");
+}
+
+absl::Status CheckValues(const TensorOverride& o) {
+  const std::string what = StartOf(o);
+  if (!o.bits && !o.block_size && !o.learning_rate_factor && !o.weight_decay) {
+    return core::ConfigError(
+        what + "changes nothing; want bits, block_size, learning_rate or weight_decay");
+  }
+  if (o.bits && *o.bits != 8 && *o.bits != 32)
+    return core::ConfigError(absl::StrCat(what, "bits: got ", *o.bits, ", want 8 or 32"));
+  if (o.block_size && !IsBlockSize(*o.block_size)) {
+    return core::ConfigError(
+        absl::StrCat(what, "block_size: got ", *o.block_size, ", want 64, 128 or 256"));
+  }
+  if (o.learning_rate_factor && !(*o.learning_rate_factor >= 0)) {
+    return core::ConfigError(
+        absl::StrCat(what, "learning rate: got ", *o.learning_rate_factor, " times the others'"));
+  }
+  if (o.weight_decay && !(*o.weight_decay >= 0)) {
+    return core::ConfigError(
+        absl::StrCat(what, "weight_decay: got ", *o.weight_decay, ", want at least 0"));
+  }
+  return absl::OkStatus();
+}
+
+// The tensors that the pattern matches.
+absl::StatusOr<std::vector<size_t>> MatchesOf(const TensorOverride& override,
+                                              const core::FlatLayout& layout) {
+  std::vector<size_t> matches;
+  int least = 0;
+  const core::FlatTensor* nearest = nullptr;
+  for (size_t i = 0; i < layout.tensors().size(); ++i) {
+    const core::FlatTensor& tensor = layout.tensors()[i];
+    const int distance = PatternDistance(override.pattern, tensor.name);
+    if (distance == 0) matches.push_back(i);
+    if (nearest != nullptr && distance >= least) continue;
+    least = distance;
+    nearest = &tensor;
+  }
+  if (!matches.empty() || nearest == nullptr) return matches;
+  return core::ConfigError(absl::StrCat(StartOf(override), "matches no tensor; the nearest is ",
+                                        core::Escaped(nearest->name),
+                                        " (* stands for any characters)"));
+}
+
+}  // namespace
+
+int PatternDistance(const std::string& pattern, const std::string& name) {
+  // distance[j]: of the pattern's characters so far to the name's first j.
+  std::vector<int> distance(name.size() + 1);
+  std::iota(distance.begin(), distance.end(), 0);
+  for (const char c : pattern) {
+    int diagonal = distance[0];
+    distance[0] += c == '*' ? 0 : 1;
+    for (size_t j = 1; j < distance.size(); ++j) {
+      const int above = distance[j];
+      if (c == '*') {
+        distance[j] = std::min(above, distance[j - 1]);
+      } else {
+        const int change = c == '?' || c == name[j - 1] ? 0 : 1;
+        distance[j] = std::min({diagonal + change, above + 1, distance[j - 1] + 1});
+      }
+      diagonal = above;
+    }
+  }
+  return distance.back();
+}
+
+absl::Status TensorGroups::SetHyper(const OptimizerSettings& settings) {
+  algorithm_ = settings.name.algorithm;
+  const RuleDefaults defaults = DefaultsOf(algorithm_);
+  hyper_ = {.beta1 = settings.beta1.value_or(defaults.beta1),
+            .beta2 = settings.beta2.value_or(defaults.beta2),
+            .eps = settings.eps.value_or(defaults.eps),
+            .weight_decay = settings.weight_decay.value_or(defaults.weight_decay),
+            .beta3 = settings.beta3.value_or(StepHyper().beta3),
+            .alpha = settings.alpha.value_or(StepHyper().alpha),
+            .alpha_steps = settings.alpha_steps,
+            .beta3_steps = settings.beta3_steps};
+  max_unorm_ = settings.max_unorm.value_or(defaults.max_unorm);
+  if (!(max_unorm_ >= 0))
+    return core::ConfigError(absl::StrCat("max_unorm: got ", max_unorm_, ", want at least 0"));
+  if (max_unorm_ > 0 && !HasUpdateNorm(algorithm_))
+    return core::ConfigError("max_unorm: this optimizer's update has no norm to limit; want 0");
+  if (hyper_.beta3_steps > 0 && !(hyper_.beta1 > 0))
+    return core::ConfigError("beta1: got 0, but beta3 is to grow from it; want above 0");
+  return absl::OkStatus();
+}
+
+// Tensors that are stepped alike become one group.
+void TensorGroups::SetGroups(const std::vector<Group>& wanted) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    Group group = wanted[i];
+    if (forms_[i].is_8bit) {
+      forms_[i].state_block = group.state_block;
+    } else {
+      group.state_block = forms_[i].state_block;
+    }
+    const auto found = std::find(groups_.begin(), groups_.end(), group);
+    group_of_.push_back(found - groups_.begin());
+    if (found == groups_.end()) groups_.push_back(group);
+  }
+}
+
+absl::StatusOr<TensorGroups> TensorGroups::Create(const core::FlatLayout& layout,
+                                                  const OptimizerSettings& settings) {
+  TensorGroups made;
+  BITSHARD_RETURN_IF_ERROR(made.SetHyper(settings));
+  for (const core::FlatTensor& tensor : layout.tensors()) {
+    const bool is_8bit = settings.name.bits == 8 && tensor.numel >= settings.min_8bit_size;
+    made.forms_.push_back({.is_8bit = is_8bit});
+  }
+  std::vector<Group> wanted(made.forms_.size(), {.weight_decay = made.hyper_.weight_decay});
+  std::vector<std::vector<size_t>> matches;
+  for (const TensorOverride& override : settings.overrides) {
+    BITSHARD_RETURN_IF_ERROR(CheckValues(override));
+    BITSHARD_ASSIGN_OR_RETURN(const std::vector<size_t> matched, MatchesOf(override, layout));
+    for (const size_t i : matched) {
+      Group& group = wanted[i];
+      if (override.bits) made.forms_[i].is_8bit = *override.bits == 8;
+      group.state_block = override.block_size.value_or(group.state_block);
+      group.learning_rate_factor =
+          override.learning_rate_factor.value_or(group.learning_rate_factor);
+      group.weight_decay = override.weight_decay.value_or(group.weight_decay);
+    }
+    matches.push_back(matched);
+  }
+  for (size_t o = 0; o < matches.size(); ++o) {
+    const bool any_8bit = std::any_of(matches[o].begin(), matches[o].end(),
+                                      [&](size_t i) { return made.forms_[i].is_8bit; });
+    if (!settings.overrides[o].block_size || matches[o].empty() || any_8bit) continue;
+    return core::ConfigError(StartOf(settings.overrides[o]) +
+                             "block_size: all tensors that it names have 32-bit state, which has "
+                             "no blocks; add bits: 8 or leave it out");
+  }
+  made.SetGroups(wanted);
+  return made;
+}
+
+StepArgs TensorGroups::ArgsOf(int64_t group, const StepMoment& moment) const {
+  const Group& of = groups_[static_cast<size_t>(group)];
+  StepArgs args{.algorithm = algorithm_, .hyper = hyper_, .state_block = of.state_block};
+  args.hyper.step = moment.step;
+  args.hyper.learning_rate = moment.learning_rate * of.learning_rate_factor;
+  args.hyper.weight_decay = of.weight_decay;
+  args.hyper.gradient_scale = moment.gradient_scale;
+  return args;
+}
+
+std::vector<StateShare> TensorGroups::Shares(const core::FlatLayout& layout) const {
+  std::vector<StateShare> shares;
+  for (size_t i = 0; i < forms_.size(); ++i) {
+    const Group& group = groups_[static_cast<size_t>(group_of_[i])];
+    const auto is_same = [&](const StateShare& share) {
+      return share.form == forms_[i] && share.learning_rate_factor == group.learning_rate_factor &&
+             share.weight_decay == group.weight_decay;
+    };
+    auto share = std::find_if(shares.begin(), shares.end(), is_same);
+    if (share == shares.end()) {
+      share = shares.insert(share, {.form = forms_[i],
+                                    .learning_rate_factor = group.learning_rate_factor,
+                                    .weight_decay = group.weight_decay});
+    }
+    share->tensors += 1;
+    share->elems += layout.tensors()[i].numel;
+  }
+  return shares;
+}
+
+}  // namespace bitshard::optim

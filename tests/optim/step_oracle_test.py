@@ -11,7 +11,7 @@ from step_driver import STATES, Tool, simd_targets
 
 N = 1000  # three whole blocks of 256 and a part
 RULES = ("adam", "adamw", "lamb", "lion", "lars", "sgd", "rmsprop", "adagrad", "ademamix")
-LIMITED = {"adam": 0.5, "adamw": 0.5, "lamb": 0.5, "lars": 0.02, "sgd": 0.3, "rmsprop": 1.2}  # max_unorm where it applies
+LIMITED = {"adam": 0.15, "adamw": 0.15, "lamb": 0.15, "lars": 0.05, "sgd": 0.5, "rmsprop": 0.7}  # max_unorm where it applies
 STEPS = (1, 2, 30, 1000)
 
 

@@ -135,7 +135,7 @@ def check_bitsandbytes_32bit(tool: Tool) -> None:
         rule, bits = rule_and_bits(name)
         if bits != 32:
             continue
-        for wd in (0.0, 0.1):
+        for wd in (0.1,) if name.startswith("Paged") or name.endswith("32bit") else (0.0, 0.1):
             case = Case(rule, lr=1e-2, eps=EPS, wd=wd, unorm=MAX_UNORM.get(rule, 0.0))
             # Its CPU code measures another norm than its other backends: see check_norms.
             with on_default_backend() if rule == "lamb" else mock.MagicMock() as used:
@@ -168,7 +168,7 @@ def check_norms(tool: Tool) -> None:
     theirs = np.abs(follow(lambda q: bnb.optim.LARS(q, **arguments(case)), zero, g)[-1]).max()
     ours = np.abs(tool.run(case, zero, g)["p"]).max()
     print(f"lars from zero: bitsandbytes moves by {theirs}, we by {ours:.2f}")
-    assert theirs == 0 < 0.1 < ours
+    assert theirs == 0 < 0.01 < ours
 
 
 def check_schedules(tool: Tool) -> None:
@@ -189,18 +189,14 @@ def check_schedules(tool: Tool) -> None:
     print("AdEMAMix's alpha and beta3: bitsandbytes' at every step")
 
 
-# Class: learning rate, and how far a trajectory may be from bitsandbytes' in the mean, as a share of the movement.
-LR_8BIT = {"adamw": 1e-2, "lion": 1e-3, "lamb": 1e-2, "lars": 1e-2, "sgd": 1e-2, "rmsprop": 1e-2, "adagrad": 1e-2,
-           "ademamix": 1e-2}
-
-
 def check_bitsandbytes_8bit(tool: Tool) -> None:
-    """Its table look-up is inexact and can't hold zero, so single elements differ by parts of a step; the mean over the
-    tensor must stay far below what 8 bits cost at all."""
+    """Its table look-up is inexact: about one code in 700 is a neighbour of the right one, and none is zero. So single
+    elements differ by parts of a step, and the mean over the tensor stays far below what 8 bits cost at all, which is
+    0.6% to 1.6% of the movement for both."""
     p, g = random_inputs(N, STEPS, 3)
-    for rule in LR_8BIT:
+    for rule in dict.fromkeys(RULE_OF.values()):
         # Its 8-bit kernels have no norms: LAMB is Adam there, and LARS is SGD. Ours have; compared without.
-        case = Case(rule, 8, lr=LR_8BIT[rule], wd=0.1)
+        case = Case(rule, 8, lr=1e-3 if rule == "lion" else 1e-2, wd=0.1)
         ours, exact = tool.run(case, p, g)["p"], tool.run(dataclasses.replace(case, bits=32), p, g)["p"]
         moved = np.abs(exact - p).mean()
         for name in classes():
@@ -211,8 +207,8 @@ def check_bitsandbytes_8bit(tool: Tool) -> None:
                                      ((ours, theirs), (ours, exact), (theirs, exact)))
             print(f"{name}: mean distance to bitsandbytes {apart:.4f}, to 32-bit {off:.4f} (bitsandbytes' "
                   f"{their_off:.4f}), as shares of the mean movement")
-            assert apart < 0.05, f"{name}: {apart} from bitsandbytes"
-            assert off < max(0.02, 1.2 * their_off), f"{name}: {off} from the 32-bit optimizer, theirs {their_off}"
+            assert apart < 0.003, f"{name}: {apart} from bitsandbytes"
+            assert off < 1.1 * their_off < 0.02, f"{name}: {off} from the 32-bit optimizer, theirs {their_off}"
 
 
 def check_without_gradient(tool: Tool) -> None:

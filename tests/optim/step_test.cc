@@ -77,6 +77,14 @@ TEST(UpdateScale, IsZeroWhereTheUpdateIsInfinite) {
   EXPECT_EQ(UpdateScale(0.1, {.parameter = 9, .update = kInf}), 0);
 }
 
+TEST(BlockSquares, AddElementsOfBothHalvesFirst) {
+  // Half a unit of 2^54 is 2: beside it 1 is lost, and 3, the sum of elements 1, 65 and 129, is 4.
+  std::vector<float> x(256, 0.0f);
+  x[0] = 0x1p27f;
+  x[1] = x[65] = x[129] = 1;
+  EXPECT_EQ(BlockSquares(x.data(), 256), 0x1p54 + 4);
+}
+
 TEST(UpdateNorms, AreOfEachBlockOfAllRuns) {
   OneStateTensor a(600, 1), b(100, 5);
   const std::vector<StepRun> runs = {a.Run(), b.Run()};
@@ -164,6 +172,26 @@ TEST(Step, TakesTheScaleIntoTheUpdateButNotTheDecay) {
   args.hyper.weight_decay = 0.5;
   Step(args);
   for (size_t i = 0; i < a.p.size(); ++i) EXPECT_EQ(a.p[i], 0.75f * before[i]) << i;
+}
+
+TEST(Step, KeepsANaNInItsBlockAndThereForGood) {
+  OneStateTensor a(512);
+  a.g[300] = static_cast<float>(kNan);
+  std::vector<uint8_t> codes(512, 127);
+  std::vector<float> absmax(2, 0.0f);
+  StepRun run = a.Run();
+  run.states[0] = {.codes = codes.data(), .absmax = absmax.data()};
+  StepArgs args = Args(Algorithm::kSgd, std::span(&run, 1));
+  Step(args);
+  EXPECT_TRUE(std::isfinite(absmax[0]));
+  EXPECT_TRUE(std::isnan(absmax[1]));
+  EXPECT_EQ(std::count_if(a.p.begin(), a.p.end(), [](float x) { return std::isnan(x); }), 1);
+  a.g[300] = 1;
+  args.hyper.step = 2;
+  Step(args);
+  EXPECT_TRUE(
+      std::all_of(a.p.begin(), a.p.begin() + 256, [](float x) { return std::isfinite(x); }));
+  EXPECT_TRUE(std::all_of(a.p.begin() + 256, a.p.end(), [](float x) { return std::isnan(x); }));
 }
 
 class StepArgsFaultTest : public ::testing::Test {

@@ -7,6 +7,7 @@
 // PREFIX.out: parameters [n] float32, then each state of the rule: 8-bit codes and absmax, or
 // float32; then, with mode=master, the master weights. types: of parameters and gradients, to which
 // what was read is rounded. mode=stochastic: seed 11, tensor 3. "adam" is the rule with L2 decay.
+// Prints the SIMD target, and for AdEMAMix a line for each step: alpha and beta3.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -186,6 +187,7 @@ int main(int argc, char** argv) {
     tensor.states.push_back(std::move(state));
   }
   const std::vector<std::byte> g = Narrowed(g_type, Read<float>(prefix + ".g", n * steps));
+  std::printf("%s\n", core::SimdTargetName().c_str());
   optim::StepRun run = tensor.Run(mode == "master");
   optim::StepArgs args{.algorithm = algorithm,
                        .hyper = HyperOf(s),
@@ -200,6 +202,10 @@ int main(int argc, char** argv) {
     args.hyper.step = static_cast<int64_t>(step) + 1;
     run.gradient = g.data() + step * n * static_cast<size_t>(core::ByteSize(g_type));
     StepLimited(args, run, Number(s, "unorm"));
+    if (algorithm == optim::Algorithm::kAdEmaMix) {
+      std::printf("%.17g %.17g\n", optim::AdEmaMixAlpha(args.hyper),
+                  optim::AdEmaMixBeta3(args.hyper));
+    }
   }
 
   std::ofstream out(prefix + ".out", std::ios::binary);
@@ -210,6 +216,5 @@ int main(int argc, char** argv) {
     Write(out, state.values);
   }
   if (mode == "master") Write(out, tensor.master);
-  std::printf("%s\n", core::SimdTargetName().c_str());
   return out.good() ? 0 : 1;
 }

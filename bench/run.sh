@@ -3,8 +3,8 @@
 #
 #   bench/run.sh NAME [ARGS...]
 #
-# NAME is a folder of bench/: one with a run.py is started with Python (peers and ratios, such as qlora); one of
-# google-benchmark is built and run. ARGS go to it. Without NAME: lists what there is.
+# NAME is a folder of bench/: one with a run.py is started with Python (peers and ratios, such as qlora and optim); one
+# of google-benchmark is built and run. ARGS go to it. Without NAME: lists what there is.
 # Installs what is missing first, as tests/run.sh does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,7 +31,9 @@ shift
 launch/setup.sh --tests
 .deps/venv/bin/cmake --preset cpu > /dev/null
 if [[ -e bench/$name/run.py ]]; then
-  .deps/venv/bin/cmake --build build/cpu --target bitshard
+  target=bitshard
+  [[ ! -e bench/$name/CMakeLists.txt ]] || target="${name}_bench"
+  .deps/venv/bin/cmake --build build/cpu --target "$target"
   exec .deps/venv/bin/python "bench/$name/run.py" "$@"
 fi
 .deps/venv/bin/cmake --build build/cpu --target "${name}_bench"

@@ -49,11 +49,14 @@ struct States {
   float* s3;
 };
 
-// A whole block: the constant trip count is what lets the compiler vectorise the scalar rule.
+// A whole block: the constant trip count is what lets the compiler vectorise the scalar rule. The
+// hyper-parameters are a copy, which no store can change, so that conditions on them leave the
+// loop.
 template <class Rule>
-HWY_INLINE void ApplyWhole(const ElementHyper<Rule>& h, float* HWY_RESTRICT p,
+HWY_INLINE void ApplyWhole(const ElementHyper<Rule>& hyper, float* HWY_RESTRICT p,
                            const float* HWY_RESTRICT g, float* HWY_RESTRICT s1,
                            float* HWY_RESTRICT s2, float* HWY_RESTRICT s3) {
+  const ElementHyper<Rule> h = hyper;
   for (int64_t i = 0; i < kBlock; ++i)
     p[i] = StepElement<Rule>(h, g[i], p[i], s1 + i, s2 + i, s3 + i);
 }

@@ -24,6 +24,7 @@
 #include <cstdint>
 
 #include "quant/block_codec.h"
+#include "quant/dynamic_coder_avx2-inl.h"
 #include "quant/dynamic_coder_avx512-inl.h"
 #include "quant/vector_tables.h"
 
@@ -37,18 +38,14 @@ using FloatVec = hn::Vec<FloatTag>;
 /// Elements that one call of a coder takes: four vectors, at most 64.
 inline constexpr int64_t kChunkElems = 4 * static_cast<int64_t>(hn::MaxLanes(FloatTag()));
 
-#if HWY_TARGET != HWY_AVX3_DL
+#if HWY_TARGET != HWY_AVX3_DL && HWY_TARGET != HWY_AVX2
 
 namespace detail {
 
 // table[index[i]] for each lane. Plain loads and shuffles: with indices in memory they take two
 // thirds of a gather's time (Zen 5).
 HWY_INLINE FloatVec Lookup(const float* HWY_RESTRICT table, const uint8_t* HWY_RESTRICT index) {
-#if HWY_TARGET == HWY_AVX2
-  return FloatVec{_mm256_setr_ps(table[index[0]], table[index[1]], table[index[2]], table[index[3]],
-                                 table[index[4]], table[index[5]], table[index[6]],
-                                 table[index[7]])};
-#elif HWY_TARGET == HWY_AVX3
+#if HWY_TARGET == HWY_AVX3
   return FloatVec{_mm512_setr_ps(table[index[0]], table[index[1]], table[index[2]], table[index[3]],
                                  table[index[4]], table[index[5]], table[index[6]], table[index[7]],
                                  table[index[8]], table[index[9]], table[index[10]],
@@ -128,7 +125,7 @@ class DynamicCoder {
   const VectorTables* tables_;
 };
 
-#endif  // HWY_TARGET != HWY_AVX3_DL
+#endif  // HWY_TARGET != HWY_AVX3_DL && HWY_TARGET != HWY_AVX2
 
 // --- blocks ---
 

@@ -1,5 +1,7 @@
 #include "quant/vector_tables.h"
 
+#include <algorithm>
+
 #include "core/numeric.h"
 #include "quant/codebook.h"
 
@@ -12,6 +14,10 @@ int DecadeOfSlot(int slot) {
   const int first = slot == 15 ? 0 : slot + 1;  // slot 63 mod 16 is the first one
   return first < 14 ? first / 2 : 6;
 }
+
+// The same for the form with fixed-point positions: slot 7 is the lowest decade, 6 the end of the
+// top one.
+int DecadeOfFixedSlot(int slot) { return slot == 7 ? 0 : std::min(slot + 1, 6); }
 
 // Decade d holds `cells` codes in [10^(d - 7), 10^(d - 6)], the first of which has rank `first`.
 // With x the position in cells from the decade's lower end, rank first + k covers [k, k + 1); but
@@ -28,6 +34,23 @@ Affine DecadeAffine(int decade, bool is_signed) {
   double upper = 1.0;
   for (int d = decade; d < 6; ++d) upper /= 10.0;
   return {static_cast<float>(cells / (0.9 * upper)), static_cast<float>(first - cells / 9.0 - 0.5)};
+}
+
+void MakeFixed(bool is_signed, VectorTables* out) {
+  for (int slot = 0; slot < 8; ++slot) {
+    const bool is_end = slot == 6;
+    const int decade = DecadeOfFixedSlot(slot);
+    const int cells = is_signed ? 1 << decade : 2 << decade;
+    const int first = is_signed ? cells : cells - 1;
+    double upper = 1.0;
+    for (int d = decade; d < 6; ++d) upper /= 10.0;
+    out->fixed_scale[slot] = static_cast<float>(65536.0 * cells / (0.9 * upper));
+    const double bias = kFixedUnsure / 2.0 + (is_end ? kFixedStepDown : 0.0);
+    out->fixed_offset[slot] = static_cast<float>(65536.0 * (first - cells / 9.0) + bias);
+    // The first magnitude above the decision point.
+    const float threshold = out->threshold[is_end ? first + cells - 1 : first - 1];
+    out->fixed_lower[slot] = core::FloatFromBits(core::FloatBits(threshold) + 1);
+  }
 }
 
 VectorTables Make(const CodeTable& table, bool is_signed) {
@@ -60,6 +83,7 @@ VectorTables Make(const CodeTable& table, bool is_signed) {
     out.scale8[slot] = affine.scale;
     out.offset8[slot] = affine.offset;
   }
+  MakeFixed(is_signed, &out);
   return out;
 }
 

@@ -27,6 +27,23 @@ inline constexpr int kSlotShift = 22;
 inline constexpr float kSlot8Factor = 19738.0f / (8388608.0f * 65536.0f);
 inline constexpr float kSlot8Offset = -261923492.0f / 8388608.0f;
 
+/// The form with fixed-point positions (AVX2) also has eight slots, one a decade: ((top16(a) *
+/// factor + offset) >> kFixedSlotShift) & 7; for the signed table, whose cells are twice as wide,
+/// it needs no offset. A slot begins at most 0.2 cells, which is one cell of the decade below,
+/// before its decade. The decade's first decision point is 0.2 cells after its lower end: before
+/// that point the position moves down by kFixedStepDown, so that it is in the last cell of the
+/// decade below. Slot 6 is the top decade's end and has its last decision point, a quarter of a
+/// cell before the end, instead.
+inline constexpr int32_t kSignedSlotFactor = 19622;
+inline constexpr int32_t kUnsignedSlotFactor = 19717;
+inline constexpr int32_t kUnsignedSlotOffset = -1534000;
+inline constexpr int kFixedSlotShift = 23;
+inline constexpr float kFixedStepDown = 0.3f * 65536.0f;
+
+/// A fraction below this many 65536ths may belong to the rank below: positions are biased by half
+/// of it.
+inline constexpr uint32_t kFixedUnsure = 8;
+
 /// "Rank" is the distance from the code of zero: rank 0 is zero, signed code 127 + rank or 127 -
 /// rank.
 struct alignas(64) VectorTables {
@@ -40,6 +57,11 @@ struct alignas(64) VectorTables {
   float offset[16];
   float scale8[16];  ///< By slot of eight; the upper half is only there for full vectors.
   float offset8[16];
+  /// By slot: position = trunc(a * fixed_scale + fixed_offset - (a < fixed_lower ? kFixedStepDown :
+  /// 0)), in 65536ths.
+  float fixed_scale[8];
+  float fixed_offset[8];
+  float fixed_lower[8];
 };
 
 const VectorTables& SignedVectorTables();

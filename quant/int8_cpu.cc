@@ -25,13 +25,13 @@ namespace bitshard::quant {
 // Part of a product: `rows` of a, widened, times `cols` of b.
 struct WideProduct {
   const int16_t* a;  // [rows, stride]; zeros from depth to stride
-  int64_t stride;
+  size_t stride;
   const int8_t* b;  // [cols, depth]
-  int64_t depth;
-  int64_t rows;
-  int64_t cols;
+  size_t depth;
+  size_t rows;
+  size_t cols;
   int32_t* out;  // [rows, out_stride]
-  int64_t out_stride;
+  size_t out_stride;
 };
 
 // The stride is a multiple of the widest vector, in int16.
@@ -47,48 +47,48 @@ namespace hn = hwy::HWY_NAMESPACE;
 using WideTag = hn::CappedTag<int16_t, kWideAlign>;
 using SumTag = hn::RepartitionToWide<WideTag>;
 using NarrowTag = hn::Rebind<int8_t, WideTag>;
-inline constexpr int64_t kLanes = static_cast<int64_t>(hn::MaxLanes(WideTag()));
+inline constexpr size_t kLanes = hn::MaxLanes(WideTag());
 
 // The sums of kRows times kCols pairs of rows, in registers. `high` is used by targets that split
 // the sums of even and odd pairs.
-template <int kRows, int kCols>
+template <size_t kRows, size_t kCols>
 struct Sums {
   hn::Vec<SumTag> low[kRows][kCols];
   hn::Vec<SumTag> high[kRows][kCols];
 
   HWY_INLINE Sums() {
-    for (int r = 0; r < kRows; ++r) {
-      for (int c = 0; c < kCols; ++c) low[r][c] = high[r][c] = hn::Zero(SumTag());
+    for (size_t r = 0; r < kRows; ++r) {
+      for (size_t c = 0; c < kCols; ++c) low[r][c] = high[r][c] = hn::Zero(SumTag());
     }
   }
 
-  HWY_INLINE void Add(const int16_t* a, int64_t stride, const int8_t* b, int64_t b_stride) {
+  HWY_INLINE void Add(const int16_t* a, size_t stride, const int8_t* b, size_t b_stride) {
     hn::Vec<WideTag> wide[kCols];
-    for (int c = 0; c < kCols; ++c)
+    for (size_t c = 0; c < kCols; ++c)
       wide[c] = hn::PromoteTo(WideTag(), hn::LoadU(NarrowTag(), b + c * b_stride));
-    for (int r = 0; r < kRows; ++r) {
+    for (size_t r = 0; r < kRows; ++r) {
       const auto row = hn::LoadU(WideTag(), a + r * stride);
-      for (int c = 0; c < kCols; ++c)
+      for (size_t c = 0; c < kCols; ++c)
         low[r][c] = hn::ReorderWidenMulAccumulate(SumTag(), row, wide[c], low[r][c], high[r][c]);
     }
   }
 };
 
-template <int kRows, int kCols>
-HWY_INLINE void MultiplyTile(const WideProduct& p, int64_t row, int64_t col) {
+template <size_t kRows, size_t kCols>
+HWY_INLINE void MultiplyTile(const WideProduct& p, size_t row, size_t col) {
   const int16_t* a = p.a + row * p.stride;
   const int8_t* b = p.b + col * p.depth;
   Sums<kRows, kCols> sums;
-  int64_t k = 0;
+  size_t k = 0;
   for (; k + kLanes <= p.depth; k += kLanes) sums.Add(a + k, p.stride, b + k, p.depth);
   if (k < p.depth) {
     int8_t tail[kCols * kLanes] = {};
-    for (int c = 0; c < kCols; ++c)
+    for (size_t c = 0; c < kCols; ++c)
       std::copy(b + c * p.depth + k, b + (c + 1) * p.depth, tail + c * kLanes);
     sums.Add(a + k, p.stride, tail, kLanes);
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kCols; ++c) {
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t c = 0; c < kCols; ++c) {
       const auto sum = hn::Add(sums.low[r][c], sums.high[r][c]);
       p.out[(row + r) * p.out_stride + col + c] = hn::GetLane(hn::SumOfLanes(SumTag(), sum));
     }
@@ -96,18 +96,18 @@ HWY_INLINE void MultiplyTile(const WideProduct& p, int64_t row, int64_t col) {
 }
 
 // 4 x 3 sums, 3 columns and a row fill the 16 registers of AVX2.
-constexpr int kTileRows = 4;
-constexpr int kTileCols = 3;
+constexpr size_t kTileRows = 4;
+constexpr size_t kTileCols = 3;
 
-template <int kCols>
-HWY_INLINE void MultiplyColumns(const WideProduct& p, int64_t col) {
-  int64_t row = 0;
+template <size_t kCols>
+HWY_INLINE void MultiplyColumns(const WideProduct& p, size_t col) {
+  size_t row = 0;
   for (; row + kTileRows <= p.rows; row += kTileRows) MultiplyTile<kTileRows, kCols>(p, row, col);
   for (; row < p.rows; ++row) MultiplyTile<1, kCols>(p, row, col);
 }
 
 void MultiplyWide(const WideProduct& p) {
-  int64_t col = 0;
+  size_t col = 0;
   for (; col + kTileCols <= p.cols; col += kTileCols) MultiplyColumns<kTileCols>(p, col);
   for (; col < p.cols; ++col) MultiplyColumns<1>(p, col);
 }
@@ -269,13 +269,13 @@ absl::Status MultiplyInt8(const Int8Product& args) {
       const int64_t col = tile % panels * kPanelCols;
       HWY_DYNAMIC_DISPATCH(MultiplyWide)
       ({.a = wide.data() + row * stride,
-        .stride = stride,
+        .stride = static_cast<size_t>(stride),
         .b = args.b.data() + col * args.depth,
-        .depth = args.depth,
-        .rows = std::min(tile_rows, args.rows - row),
-        .cols = std::min(kPanelCols, args.cols - col),
+        .depth = static_cast<size_t>(args.depth),
+        .rows = static_cast<size_t>(std::min(tile_rows, args.rows - row)),
+        .cols = static_cast<size_t>(std::min(kPanelCols, args.cols - col)),
         .out = args.out.data() + row * args.cols + col,
-        .out_stride = args.cols});
+        .out_stride = static_cast<size_t>(args.cols)});
     }
   });
   return absl::OkStatus();

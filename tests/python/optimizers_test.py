@@ -122,6 +122,12 @@ class Rules(KernelTest):
                 scale = max_unorm * norm / u if limited else 1.0
                 torch.testing.assert_close(p - before, (free - before) * scale, rtol=2e-3, atol=1e-8)
 
+    def test_max_unorm_lets_zeros_move(self):
+        p, g = torch.zeros(SIZE), normal(SIZE, seed=1)
+        call_32bit(torch.ops.bitsandbytes.optimizer_update_32bit, "lamb", g, p, states_of("lamb", torch.float32), 1,
+                   torch.zeros(1), 1.0, 0.0)
+        self.assertGreater(p.abs().min().item(), 0)
+
     def test_8bit_lamb_and_lars_are_limited(self):
         """By their classes' default, which bitsandbytes' operator does not pass on."""
         for name, max_unorm in (("lamb", 1.0), ("lars", 0.02)):

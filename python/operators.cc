@@ -50,9 +50,25 @@ std::string SimdTargetOp() {
   return core::SimdTargetName();
 }
 
+// Drops what torch says, once a process, of the first kernel that replaces another, and hands on
+// every other warning.
+class SilentReplacement : public c10::WarningHandler {
+ public:
+  explicit SilentReplacement(c10::WarningHandler* others) : others_(others) {}
+  void process(const c10::Warning& warning) override {
+    if (warning.msg().rfind("Warning only once for all operators", 0) == 0) return;
+    others_->process(warning);
+  }
+
+ private:
+  c10::WarningHandler* others_;
+};
+
 // Makes our kernels those of bitsandbytes' operators for the CPU: of the operators named, and until
-// the process ends. torch warns of what was there before.
+// the process ends.
 void ImplementBitsandbytes(const std::vector<std::string>& names) {
+  SilentReplacement silent(c10::WarningUtils::get_warning_handler());
+  const c10::WarningUtils::WarningHandlerGuard guard(&silent);
   static torch::Library& library = *new torch::Library(torch::Library::IMPL, "bitsandbytes",
                                                        c10::DispatchKey::CPU, __FILE__, __LINE__);
   for (const Kernel& kernel : AllKernels()) {

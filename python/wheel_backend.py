@@ -80,7 +80,8 @@ def _record(files: dict[str, bytes], name: str) -> bytes:
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None) -> str:
     named = (config_settings or {}).get("library")
-    library = pathlib.Path(named).resolve() if named else _build_library()
+    # pip calls from python/: a relative path is taken from the root of the sources.
+    library = ROOT / named if named else _build_library()
     tag = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
     files = _contents(library, tag)
     version = _version()

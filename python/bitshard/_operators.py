@@ -144,9 +144,13 @@ def _gemv_context(ctx, inputs, output):
 
 def _gemv_backward(ctx, grad):
     B, absmax, code = ctx.saved_tensors
-    quant_type = "fp4" if code[1] > 0 else "nf4"
-    grad_A = grad @ _weight(B, ctx.shape, absmax, ctx.blocksize, quant_type, None, grad.dtype)
-    return grad_A, None, None, None, None, None
+    # Which of the two types the table is would have to be read from it, which tracing can't.
+    elems = ctx.shape[0] * ctx.shape[1]
+    packed = B.contiguous().view(torch.uint8).flatten()
+    codes = torch.stack([packed >> 4, packed & 15], dim=1).flatten()[:elems]
+    scales = absmax.float().flatten().repeat_interleave(ctx.blocksize)[:elems]
+    weight = (code[codes.int()] * scales).reshape(ctx.shape).to(grad.dtype)
+    return grad @ weight, None, None, None, None, None
 
 
 register_autograd("bitshard::gemm_4bit", _gemm_backward, setup_context=_gemm_context)

@@ -6,7 +6,6 @@ also changes what bitsandbytes computes past its operators: see _patch.
 
 import importlib.metadata
 import logging
-import warnings
 
 import torch
 
@@ -32,10 +31,7 @@ def register() -> None:
     version = importlib.metadata.version("bitsandbytes")
     names = torch.ops.bitshard.kernel_names()
     fitting = [name for name in names if _same_schema(name)]
-    with warnings.catch_warnings():
-        # That a kernel is replaced is what is wanted here. torch says it once a process, of the first operator.
-        warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
-        torch.ops.bitshard.implement_bitsandbytes(fitting)
+    torch.ops.bitshard.implement_bitsandbytes(fitting)
     if version in TESTED_VERSIONS:
         _patch()
     else:

@@ -191,7 +191,8 @@ class Linear8bitLt(KernelTest):
                     want = grad.float().reshape(-1, 40).t() @ x.float().reshape(-1, 96)
                     torch.testing.assert_close(layer.weight.grad.float(), want, rtol=0.01, atol=0.05)
                 layer.eval()
-                with torch.no_grad(), self.runs("int8_vectorwise_quant", "int8_mixed_scaled_mm"):
+                quantize = "int8_double_quant" if has_fp16_weights else "int8_vectorwise_quant"
+                with torch.no_grad(), self.runs(quantize, "int8_mixed_scaled_mm"):
                     evaluated = layer(x)
                 torch.testing.assert_close(evaluated.float(), exact, rtol=0.05, atol=0.05)
 
@@ -260,6 +261,14 @@ class Faults(KernelTest):
         want = faults.normal(2, 3, 8, seed=1).reshape(-1, 8).t() @ faults.normal(2, 3, 16).reshape(-1, 16)
         torch.testing.assert_close(ours.float(), want, rtol=0.01, atol=0.01)
         self.assertIn("RuntimeError", theirs)
+
+    def test_int8_layer_with_trainable_weight_evaluates(self):
+        """bitsandbytes has no int8_double_quant for a CPU."""
+        ours, theirs = self.both("evaluate_trainable_int8")
+        torch.manual_seed(0)
+        exact = faults.normal(2, 16) @ torch.nn.Linear(16, 8, bias=False).weight.detach().t()
+        torch.testing.assert_close(ours.detach(), exact, rtol=0.02, atol=0.02)
+        self.assertIn("NotImplementedError", theirs)
 
     def test_lamb_limits_the_update_that_is_made(self):
         """|u| is that of m / (1 - beta1) over the root of v / (1 - beta2): 1 an element in the first step."""

@@ -82,6 +82,11 @@ def int8_weight_gradient() -> torch.Tensor:
     return layer.weight.grad
 
 
+def evaluate_trainable_int8() -> torch.Tensor:
+    torch.manual_seed(0)
+    return bnb.nn.Linear8bitLt(16, 8, bias=False, has_fp16_weights=True).to("cpu").eval()(normal(2, 16))
+
+
 def train_after_evaluation() -> torch.Tensor:
     """The gradient of a Linear4bit's input, after the layer was evaluated."""
     torch.manual_seed(0)
@@ -108,7 +113,7 @@ def lamb_step() -> torch.Tensor:
 
 
 FAULTS = (exact_zero, not_a_number, without_gradient, rows_of_96, one_dimension, long_int8_product, int8_factor,
-          int8_shape, int8_weight_gradient, train_after_evaluation, lamb_step)
+          int8_shape, int8_weight_gradient, evaluate_trainable_int8, train_after_evaluation, lamb_step)
 
 
 def compute() -> dict[str, torch.Tensor | str]:

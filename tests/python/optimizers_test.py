@@ -240,6 +240,8 @@ class Use(KernelTest):
 
         from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
+        # The Trainer's override for embeddings would hold for any optimizer's parameter of the same number.
+        self.addCleanup(bnb.optim.GlobalOptimManager.get_instance().initialize)
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                                              num_attention_heads=4, num_key_value_heads=2))

@@ -3,7 +3,7 @@
 #
 # A target's layer is its folder, except that optim has two: optim_step (the arithmetic: core, quant)
 # below optim (adaptors and the sharded engine: paging and comm too).
-set(BITSHARD_LAYERS core quant paging comm optim_step optim trainer tests bench examples)
+set(BITSHARD_LAYERS core quant paging comm optim_step optim trainer python tests bench examples)
 set(BITSHARD_LAYER_core core)
 set(BITSHARD_LAYER_quant quant core)
 set(BITSHARD_LAYER_paging paging core)
@@ -11,6 +11,7 @@ set(BITSHARD_LAYER_comm comm core)
 set(BITSHARD_LAYER_optim_step optim_step quant core)
 set(BITSHARD_LAYER_optim optim optim_step quant paging comm core)
 set(BITSHARD_LAYER_trainer trainer optim optim_step quant paging comm core)
+set(BITSHARD_LAYER_python python optim_step quant core)
 set(BITSHARD_LAYER_tests ${BITSHARD_LAYERS})
 set(BITSHARD_LAYER_bench bench tests optim optim_step quant paging comm core trainer)
 set(BITSHARD_LAYER_examples examples optim optim_step quant paging comm core)

@@ -1,0 +1,103 @@
+"""The backend that bitsandbytes finds (entry points of the group bitsandbytes.backends) and calls when it is imported.
+
+It makes bitshard's kernels those of bitsandbytes' operators for the CPU. In the versions that it was tested with it
+also changes what bitsandbytes computes past its operators: see _patch.
+"""
+
+import importlib.metadata
+import logging
+
+import torch
+
+import bitshard
+
+TESTED_VERSIONS = ("0.50.2",)
+
+_log = logging.getLogger("bitshard")
+
+
+def _same_schema(name: str) -> bool:
+    """bitsandbytes has an operator of this name that takes and returns what ours does."""
+    operator, _, overload = name.partition(".")
+    try:
+        theirs = getattr(getattr(torch.ops.bitsandbytes, operator), overload or "default")
+    except AttributeError:
+        return False
+    ours = getattr(getattr(torch.ops.bitshard, operator), overload or "default")
+    return str(ours._schema).removeprefix("bitshard::") == str(theirs._schema).removeprefix("bitsandbytes::")
+
+
+def register() -> None:
+    version = importlib.metadata.version("bitsandbytes")
+    names = torch.ops.bitshard.kernel_names()
+    fitting = [name for name in names if _same_schema(name)]
+    torch.ops.bitshard.implement_bitsandbytes(fitting)
+    if version in TESTED_VERSIONS:
+        _patch()
+    else:
+        missing = sorted(set(names) - set(fitting))
+        _log.warning("bitshard was not tested with bitsandbytes %s (but %s): %d of %d operators run on its kernels, "
+                     "nothing else is changed%s", version, ", ".join(TESTED_VERSIONS), len(fitting), len(names),
+                     f"; left alone: {', '.join(missing)}" if missing else "")
+
+
+def _patch() -> None:
+    from bitsandbytes.autograd import _functions
+    from bitsandbytes.nn import modules
+
+    # With AVX512-BF16 a Linear4bit that is evaluated repacks its weight in place, with scales in bfloat16, for a
+    # product without derivatives: training after that loses the gradient of the layer's input, without a word.
+    modules.has_avx512bf16 = lambda: False
+    # A module that was pickled with its answer to that question asks no more.
+    modules._convert_weight_packed_for_cpu = lambda weight, quant_state, block_n=32: (weight, quant_state)
+    _functions.MatMul8bitFp = _MatMul8bitFor(_functions.MatMul8bitFp)
+
+
+class _MatMul8bitFor:
+    """Stands in the place of bitsandbytes' MatMul8bitFp: MatMul8bit on a CPU, and what was there elsewhere."""
+
+    def __init__(self, original):
+        self.original = original
+
+    def apply(self, A, B, out=None, bias=None, state=None):
+        function = MatMul8bit if A.device.type == "cpu" else self.original
+        return function.apply(A, B, out, bias, state)
+
+
+class MatMul8bit(torch.autograd.Function):
+    """A Linear8bitLt in training: the product with the weight that its int8 codes stand for.
+
+    A [*, K], B [N, K] (read where the codes are to be made from it), bias [N] or None. The weight is rounded once, to
+    A's type. Gradients of A, of B where has_fp16_weights keeps it trainable, and of bias.
+    """
+
+    @staticmethod
+    def forward(ctx, A, B, out, bias, state):
+        if state.has_fp16_weights or state.CB is None:
+            keep = state.has_fp16_weights and (not state.is_training or getattr(B, "grad", None) is not None)
+            if not keep or state.CB is None or state.SCB is None:
+                state.reset_grads()
+                # By way of float16, as when an Int8Params is made.
+                state.CB, state.SCB, _ = torch.ops.bitshard.int8_vectorwise_quant(B.detach().to(torch.float16))
+        ctx.codes = (state.CB, state.SCB)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(A if ctx.needs_input_grad[1] else None)
+        return torch.nn.functional.linear(A, _weight(ctx.codes, A.dtype), bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (A,) = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_A = grad_B = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_A = grad @ _weight(ctx.codes, grad.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_B = rows.t() @ A.reshape(-1, A.shape[-1])
+        if ctx.needs_input_grad[3]:
+            grad_bias = rows.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        return grad_A, grad_B, None, grad_bias, None
+
+
+def _weight(codes, dtype: torch.dtype) -> torch.Tensor:
+    CB, SCB = codes
+    return torch.ops.bitshard.int8_vectorwise_dequant(CB.detach(), SCB).to(dtype)

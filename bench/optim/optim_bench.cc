@@ -51,6 +51,7 @@ std::span<T> SpanOf(const Tensor& tensor) {
   return {tensor.data_ptr<T>(), static_cast<size_t>(tensor.numel())};
 }
 
+Tensor Normal(int64_t n, double deviation) { return at::randn({n}).mul_(deviation); }
 Tensor Bytes(int64_t n, int64_t fill) { return at::full({n}, fill, at::kByte); }
 Tensor Scales(int64_t n, int64_t block) { return at::zeros({quant::NumBlocks(n, block)}); }
 
@@ -76,8 +77,8 @@ Side StepOf(optim::Algorithm algorithm, const std::vector<int64_t>& sizes) {
   };
   auto state = std::make_shared<State>();
   for (const int64_t n : sizes) {
-    const std::vector<Tensor> t = {at::randn({n}) * 0.02, at::randn({n}) * 1e-3, Bytes(n, 127),
-                                   Scales(n, kBlock),     Bytes(n, 0),           Scales(n, kBlock)};
+    const std::vector<Tensor> t = {Normal(n, 0.02),   Normal(n, 1e-3), Bytes(n, 127),
+                                   Scales(n, kBlock), Bytes(n, 0),     Scales(n, kBlock)};
     optim::StepRun run{.parameter = t[0].data_ptr(), .gradient = t[1].const_data_ptr(), .elems = n};
     run.states[0] = {.codes = t[2].data_ptr<uint8_t>(), .absmax = t[3].data_ptr<float>()};
     run.states[1] = {.codes = t[4].data_ptr<uint8_t>(), .absmax = t[5].data_ptr<float>()};
@@ -92,7 +93,7 @@ Side StepOf(optim::Algorithm algorithm, const std::vector<int64_t>& sizes) {
 }
 
 Side TorchFusedAdamW(int64_t n) {
-  const std::vector<Tensor> p = {at::randn({n}) * 0.02}, g = {at::randn({n}) * 1e-3};
+  const std::vector<Tensor> p = {Normal(n, 0.02)}, g = {Normal(n, 1e-3)};
   const std::vector<Tensor> m = {at::zeros({n})}, v = {at::zeros({n})};
   const std::vector<Tensor> step = {at::zeros({})};
   return [=] {

@@ -173,8 +173,9 @@ int64_t EngineBytes(const char* name, int64_t n) {
 }
 
 TEST(Memory, EngineHoldsTwoBytesAParameterAndTwoScalesABlock) {
-  EXPECT_EQ(EngineBytes("adamw_8bit", kElems), kElems * 2 + kElems / 256 * 8);
-  EXPECT_EQ(EngineBytes("lion_8bit", kElems), kElems + kElems / 256 * 4);
+  constexpr int64_t kOnePage = 1 << 19;  // What needs more takes whole pages of 2 MiB.
+  EXPECT_EQ(EngineBytes("adamw_8bit", kOnePage), kOnePage * 2 + kOnePage / 256 * 8);
+  EXPECT_EQ(EngineBytes("lion_8bit", kOnePage), kOnePage + kOnePage / 256 * 4);
 }
 
 TEST(Memory, AStepTakesNoMoreThanAFewBlocksAThread) {

@@ -1,5 +1,5 @@
-"""How the backend comes into bitsandbytes: in every order of imports, with warnings as errors, with and without
-AVX512-BF16, beside versions that it does not know. Each case is a process of its own."""
+"""How the backend comes into bitsandbytes: in every order of imports, with warnings as errors, with AVX512-BF16 (without
+it: bitsandbytes_test.py), beside versions that it does not know. Each case is a process of its own."""
 
 import os
 import subprocess
@@ -85,14 +85,8 @@ class Import(unittest.TestCase):
             with self.subTest(order):
                 self.assertEqual(self.check(order + QUANTIZE, "-W", "error"), "")
 
-    def test_says_nothing_with_warnings_on(self):
-        self.assertEqual(self.check("import bitsandbytes" + QUANTIZE, "-W", "always::UserWarning"), "")
-
     def test_keeps_the_layout_of_weights_with_avx512_bf16(self):
         self.check(WITH_AVX512BF16 + TRAIN_AFTER_EVALUATION)
-
-    def test_keeps_the_layout_of_weights_without_avx512_bf16(self):
-        self.check(TRAIN_AFTER_EVALUATION)
 
     def test_patches_nothing_in_an_unknown_version(self):
         said = self.check(OTHER_VERSION + OTHER_SCHEMA + QUANTIZE + NOTHING_PATCHED)

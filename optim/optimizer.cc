@@ -1,10 +1,12 @@
 #include "optim/optimizer.h"
 
-#include <torch/optim/serialize.h>
-#include <torch/serialize/archive.h>
+#include <ATen/MemoryOverlap.h>
+#include <torch/types.h>
+#include <torch/utils.h>
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "optim/step.h"
 #include "quant/codebook.h"
 
@@ -13,58 +15,58 @@ namespace {
 
 using torch::Tensor;
 
-template <class T>
-T ReadValue(torch::serialize::InputArchive& archive, const std::string& key) {
-  c10::IValue value;
-  archive.read(key, value);
-  return value.to<T>();
+core::DType TypeOf(const Tensor& tensor) {
+  if (tensor.scalar_type() == torch::kFloat) return core::DType::kFloat32;
+  return tensor.scalar_type() == torch::kHalf ? core::DType::kFloat16 : core::DType::kBFloat16;
 }
 
-void WriteTensor(torch::serialize::OutputArchive& archive, const std::string& key,
-                 const Tensor& tensor) {
-  if (tensor.defined()) archive.write(key, tensor, /*is_buffer=*/true);
+void CheckTensor(const Tensor& tensor, const std::string& what) {
+  TORCH_CHECK(tensor.layout() == torch::kStrided, what, " is ", tensor.layout(),
+              ": bitshard's optimizers take dense tensors (of an Embedding: sparse(false))");
+  TORCH_CHECK(tensor.is_cpu(), what, " is on ", tensor.device(),
+              ": bitshard's optimizers step tensors on the CPU");
+  TORCH_CHECK(tensor.scalar_type() == torch::kFloat || tensor.scalar_type() == torch::kBFloat16 ||
+                  tensor.scalar_type() == torch::kHalf,
+              what, " is ", tensor.scalar_type(), ", want float32, bfloat16 or float16");
 }
 
-Tensor ReadTensor(torch::serialize::InputArchive& archive, const std::string& key) {
-  Tensor tensor;
-  archive.try_read(key, tensor, /*is_buffer=*/true);
-  return tensor;
-}
-
-core::DType TypeOf(const Tensor& tensor, const char* what) {
-  TORCH_CHECK(tensor.scalar_type() == torch::kFloat || tensor.scalar_type() == torch::kBFloat16,
-              what, ": got ", tensor.scalar_type(), ", want float32 or bfloat16");
-  return tensor.scalar_type() == torch::kFloat ? core::DType::kFloat32 : core::DType::kBFloat16;
-}
-
-void CheckOptions(const OptimizerOptions& o) {
-  const auto [beta1, beta2] = o.betas();
-  TORCH_CHECK(o.lr() >= 0, "lr: got ", o.lr(), ", want at least 0");
-  TORCH_CHECK(0 <= beta1 && beta1 < 1 && 0 <= beta2 && beta2 < 1, "betas: got ", beta1, " and ",
-              beta2, ", want at least 0 and below 1");
-  TORCH_CHECK(o.eps() >= 0, "eps: got ", o.eps(), ", want at least 0");
-  TORCH_CHECK(o.weight_decay() >= 0, "weight_decay: got ", o.weight_decay(), ", want at least 0");
-  TORCH_CHECK(o.bits() == 8 || o.bits() == 32, "bits: got ", o.bits(), ", want 8 or 32");
+void CheckParameter(const Tensor& p, const std::string& where) {
+  CheckTensor(p, where);
+  TORCH_CHECK(at::has_internal_overlap(p) != at::MemOverlap::Yes, where,
+              ": elements share memory (an expanded tensor?): they can't be stepped apart");
+  CheckTensor(p.grad(), absl::StrCat(where, ": the gradient"));
+  TORCH_CHECK(p.grad().sizes() == p.sizes(), where, ": the gradient's shape is ", p.grad().sizes(),
+              ", the parameter's ", p.sizes());
 }
 
 // Zero state: 8-bit in its canonical form, absmax 0 and the code of 0.
-std::unique_ptr<OptimizerState> MakeState(const Tensor& p, const OptimizerOptions& options,
-                                          int num_states) {
+std::unique_ptr<OptimizerState> MakeState(const Tensor& p, const BlockwiseOptions& options) {
   auto state = std::make_unique<OptimizerState>();
+  state->owner = OptimizerState::Owner(p.getIntrusivePtr());
+  const OptionValues& values = options.values();
+  state->block_size(values.block_size);
   const int64_t n = p.numel();
-  if (options.bits() == 8 && n >= options.min_8bit_size()) {
-    const int64_t blocks = (n + core::kBlockElems - 1) / core::kBlockElems;
-    state->state1(torch::full({n}, quant::SignedDynamicTable().zero_code, torch::kUInt8));
-    state->absmax1(torch::zeros({blocks}));
-    if (num_states == 2) {
-      state->state2(torch::full({n}, quant::UnsignedDynamicTable().zero_code, torch::kUInt8));
-      state->absmax2(torch::zeros({blocks}));
-    }
-    return state;
-  }
-  state->state1(torch::zeros({n}));
-  if (num_states == 2) state->state2(torch::zeros({n}));
+  const int64_t blocks = (n + values.block_size - 1) / values.block_size;
+  const bool quantised = values.bits == 8 && n >= values.min_8bit_size;
+  const auto moment = [&](uint8_t zero_code) {
+    return quantised ? torch::full({n}, zero_code, torch::kUInt8) : torch::zeros({n});
+  };
+  const auto absmax = [&] { return quantised ? torch::zeros({blocks}) : Tensor(); };
+  const uint8_t signed_zero = quant::SignedDynamicTable().zero_code;
+  const int states = NumStates(options.algorithm());
+  state->state1(moment(signed_zero)).absmax1(absmax());
+  if (states > 1) state->state2(moment(quant::UnsignedDynamicTable().zero_code)).absmax2(absmax());
+  if (states > 2) state->state3(moment(signed_zero)).absmax3(absmax());
   return state;
+}
+
+// Master weights are there where the options ask for them and the parameter's type needs them.
+void SetMaster(const Tensor& p, const BlockwiseOptions& options, OptimizerState& state) {
+  if (p.scalar_type() == torch::kFloat) {
+    state.master(Tensor());
+  } else if (options.values().master_weights && !state.master().defined()) {
+    state.master(p.detach().to(torch::kFloat).contiguous().view({-1}));
+  }
 }
 
 template <class T>
@@ -72,107 +74,150 @@ T* DataOf(const Tensor& tensor) {
   return tensor.defined() ? tensor.data_ptr<T>() : nullptr;
 }
 
-// One parameter of a step. Non-contiguous ones are stepped in a contiguous copy that Finish writes
-// back.
-struct PendingStep {
-  Tensor parameter;
-  Tensor contiguous;
-  Tensor gradient;
+StepRun RunOf(const OptimizerState& state) {
   StepRun run;
-};
-
-PendingStep Prepare(const Tensor& p, const OptimizerState& state) {
-  const Tensor& gradient = p.grad();
-  TORCH_CHECK(p.is_cpu() && gradient.is_cpu(), "bitshard optimizers step CPU tensors; got ",
-              p.device());
-  TORCH_CHECK(!gradient.is_sparse(),
-              "bitshard optimizers do not take sparse gradients: use dense ones (an Embedding "
-              "with sparse(false))");
-  PendingStep pending{
-      .parameter = p, .contiguous = p.contiguous(), .gradient = gradient.contiguous(), .run = {}};
-  StepRun& run = pending.run;
-  run.parameter = pending.contiguous.data_ptr();
-  run.gradient = pending.gradient.const_data_ptr();
-  run.elems = p.numel();
   const bool is_8bit = state.absmax1().defined();
-  const Tensor* states[] = {&state.state1(), &state.state2()};
-  const Tensor* absmax[] = {&state.absmax1(), &state.absmax2()};
-  for (int i = 0; i < 2; ++i) {
+  const Tensor* states[] = {&state.state1(), &state.state2(), &state.state3()};
+  const Tensor* absmax[] = {&state.absmax1(), &state.absmax2(), &state.absmax3()};
+  for (int i = 0; i < kMaxStates; ++i) {
     run.states[i] = {.codes = is_8bit ? DataOf<uint8_t>(*states[i]) : nullptr,
                      .absmax = DataOf<float>(*absmax[i]),
                      .values = is_8bit ? nullptr : DataOf<float>(*states[i])};
   }
-  return pending;
+  run.master = DataOf<float>(state.master());
+  return run;
 }
 
-// Steps of equal hyper-parameters and types go through the block table in one pass.
+// Parameters of equal hyper-parameters and types go through the block table in one pass.
 struct Batch {
   StepArgs args;
-  std::vector<PendingStep> steps;
+  double max_unorm = 0;
+  std::vector<Tensor> parameters;
+  std::vector<StepRun> runs;
 };
 
 bool Fits(const StepArgs& a, const StepArgs& b) {
   return a.hyper.step == b.hyper.step && a.parameter_type == b.parameter_type &&
-         a.gradient_type == b.gradient_type;
+         a.gradient_type == b.gradient_type && a.rounding == b.rounding &&
+         a.state_block == b.state_block;
 }
 
-void RunBatches(std::vector<Batch>& batches) {
-  for (Batch& batch : batches) {
-    std::vector<StepRun> runs;
-    for (const PendingStep& step : batch.steps) runs.push_back(step.run);
-    batch.args.runs = runs;
-    Step(batch.args);
-    for (PendingStep& step : batch.steps) {
-      if (!step.contiguous.is_same(step.parameter)) step.parameter.copy_(step.contiguous);
+StepArgs ArgsOf(const Tensor& p, const BlockwiseOptions& options, const OptimizerState& state) {
+  const OptionValues& values = options.values();
+  StepArgs args{.algorithm = options.rule(),
+                .hyper = values.hyper,
+                .parameter_type = TypeOf(p),
+                .gradient_type = TypeOf(p.grad()),
+                .seed = static_cast<uint64_t>(values.seed),
+                .state_block = state.block_size()};
+  args.hyper.step = state.step();
+  if (values.stochastic_rounding && p.scalar_type() == torch::kBFloat16 &&
+      !state.master().defined())
+    args.rounding = Rounding::kStochastic;
+  return args;
+}
+
+// Each tensor's max_unorm, by the pre-pass over all of them.
+void LimitUpdates(Batch& batch) {
+  if (batch.max_unorm == 0 || !HasUpdateNorm(batch.args.algorithm)) return;
+  int64_t blocks = 0;
+  for (const StepRun& run : batch.runs) blocks += run.num_blocks();
+  std::vector<BlockNorms> norms(static_cast<size_t>(blocks));
+  UpdateNorms(batch.args, norms);
+  size_t block = 0;
+  for (StepRun& run : batch.runs) {
+    BlockNorms sum;
+    for (int64_t i = 0; i < run.num_blocks(); ++i, ++block) {
+      sum.parameter += norms[block].parameter;
+      sum.update += norms[block].update;
+    }
+    run.update_scale = UpdateScale(batch.max_unorm, sum);
+  }
+}
+
+// Parameters that are not contiguous are stepped in a contiguous copy, which is written back.
+void RunBatch(Batch& batch) {
+  std::vector<Tensor> contiguous, gradients;
+  for (size_t i = 0; i < batch.runs.size(); ++i) {
+    const Tensor& p = batch.parameters[i];
+    contiguous.push_back(p.resolve_neg().contiguous());
+    gradients.push_back(p.grad().resolve_neg().contiguous());
+    batch.runs[i].parameter = contiguous[i].data_ptr();
+    batch.runs[i].gradient = gradients[i].const_data_ptr();
+    batch.runs[i].elems = p.numel();
+  }
+  batch.args.runs = batch.runs;
+  LimitUpdates(batch);
+  Step(batch.args);
+  for (size_t i = 0; i < batch.runs.size(); ++i) {
+    const Tensor& p = batch.parameters[i];
+    if (!contiguous[i].is_same(p)) {
+      p.copy_(contiguous[i]);
+    } else if (!p.is_inference()) {
+      p.unsafeGetTensorImpl()->bump_version();  // So that autograd notices, as for torch's steps.
     }
   }
 }
 
 }  // namespace
 
-OptimizerOptions::OptimizerOptions(double lr) : lr_(lr) {}
+struct BlockwiseOptimizer::Pending {
+  size_t group;
+  Tensor parameter;
+  int64_t number;  ///< Among all of the optimizer's parameters.
+};
 
-void OptimizerOptions::serialize(torch::serialize::OutputArchive& archive) const {
-  archive.write("lr", c10::IValue(lr()));
-  archive.write("beta1", c10::IValue(std::get<0>(betas())));
-  archive.write("beta2", c10::IValue(std::get<1>(betas())));
-  archive.write("eps", c10::IValue(eps()));
-  archive.write("weight_decay", c10::IValue(weight_decay()));
-  archive.write("bits", c10::IValue(bits()));
-  archive.write("min_8bit_size", c10::IValue(min_8bit_size()));
+int64_t OptimizerState::bytes() const {
+  int64_t sum = 0;
+  for (const Tensor* tensor :
+       {&state1(), &state2(), &state3(), &absmax1(), &absmax2(), &absmax3(), &master()}) {
+    if (tensor->defined()) sum += static_cast<int64_t>(tensor->nbytes());
+  }
+  return sum;
 }
 
-void OptimizerOptions::serialize(torch::serialize::InputArchive& archive) {
-  lr(ReadValue<double>(archive, "lr"));
-  betas({ReadValue<double>(archive, "beta1"), ReadValue<double>(archive, "beta2")});
-  eps(ReadValue<double>(archive, "eps"));
-  weight_decay(ReadValue<double>(archive, "weight_decay"));
-  bits(ReadValue<int64_t>(archive, "bits"));
-  min_8bit_size(ReadValue<int64_t>(archive, "min_8bit_size"));
+BlockwiseOptimizer::BlockwiseOptimizer(const std::vector<torch::optim::OptimizerParamGroup>& groups,
+                                       std::unique_ptr<BlockwiseOptions> defaults)
+    : Optimizer(groups, defaults->clone()), algorithm_(defaults->algorithm()) {
+  defaults->Check(ClassNameOf(algorithm_));
+  for (size_t group = 0; group < param_groups_.size(); ++group) OptionsOf(group);
 }
 
-void OptimizerState::serialize(torch::serialize::OutputArchive& archive) const {
-  archive.write("step", c10::IValue(step()));
-  WriteTensor(archive, "state1", state1());
-  WriteTensor(archive, "state2", state2());
-  WriteTensor(archive, "absmax1", absmax1());
-  WriteTensor(archive, "absmax2", absmax2());
+const BlockwiseOptions& BlockwiseOptimizer::OptionsOf(size_t group) const {
+  const std::string where = absl::StrCat(ClassNameOf(algorithm_), ": group ", group);
+  const auto* options = dynamic_cast<const BlockwiseOptions*>(&param_groups_[group].options());
+  TORCH_CHECK(options != nullptr, where,
+              " has options of another library, want bitshard::optim::", ClassNameOf(algorithm_),
+              "Options");
+  TORCH_CHECK(options->algorithm() == algorithm_, where, " has options of ",
+              ClassNameOf(options->algorithm()),
+              ", want bitshard::optim::", ClassNameOf(algorithm_), "Options");
+  options->Check(where);
+  return *options;
 }
 
-void OptimizerState::serialize(torch::serialize::InputArchive& archive) {
-  step(ReadValue<int64_t>(archive, "step"));
-  state1(ReadTensor(archive, "state1"));
-  state2(ReadTensor(archive, "state2"));
-  absmax1(ReadTensor(archive, "absmax1"));
-  absmax2(ReadTensor(archive, "absmax2"));
-}
-
-BlockwiseOptimizer::BlockwiseOptimizer(std::vector<torch::optim::OptimizerParamGroup> groups,
-                                       const OptimizerOptions& defaults, Algorithm algorithm)
-    : Optimizer(std::move(groups), std::make_unique<OptimizerOptions>(defaults)),
-      algorithm_(algorithm) {
-  for (const auto& group : param_groups_)
-    CheckOptions(static_cast<const OptimizerOptions&>(group.options()));
+std::vector<BlockwiseOptimizer::Pending> BlockwiseOptimizer::CheckedParameters() {
+  std::vector<Pending> pending;
+  int64_t number = 0;
+  for (size_t group = 0; group < param_groups_.size(); ++group) {
+    OptionsOf(group);
+    const std::vector<Tensor>& parameters = param_groups_[group].params();
+    for (size_t i = 0; i < parameters.size(); ++i, ++number) {
+      const Tensor& p = parameters[i];
+      if (!p.defined() || !p.grad().defined()) continue;
+      const std::string where =
+          absl::StrCat(ClassNameOf(algorithm_), ": parameter ", i, " of group ", group);
+      CheckParameter(p, where);
+      const auto state = state_.find(p.unsafeGetTensorImpl());
+      if (state != state_.end()) {
+        const int64_t n = static_cast<const OptimizerState&>(*state->second).state1().numel();
+        TORCH_CHECK(n == p.numel(), where, " has ", p.numel(), " elements, its state ", n,
+                    " (set_data with another shape?): make a new optimizer");
+      }
+      pending.push_back({.group = group, .parameter = p, .number = number});
+    }
+  }
+  return pending;
 }
 
 torch::Tensor BlockwiseOptimizer::step(LossClosure closure) {
@@ -182,41 +227,55 @@ torch::Tensor BlockwiseOptimizer::step(LossClosure closure) {
     loss = closure();
   }
   const torch::NoGradGuard no_graph;
-  for (auto& group : param_groups_) {
-    const auto& options = static_cast<const OptimizerOptions&>(group.options());
-    std::vector<Batch> batches;
-    for (const Tensor& p : group.params()) {
-      if (!p.grad().defined()) continue;
-      auto& state = state_[p.unsafeGetTensorImpl()];
-      if (state == nullptr) state = MakeState(p, options, NumStates(algorithm_));
-      auto& own = static_cast<OptimizerState&>(*state);
-      own.step(own.step() + 1);
-      const StepArgs args{.algorithm = algorithm_,
-                          .hyper = {.step = own.step(),
-                                    .learning_rate = options.lr(),
-                                    .beta1 = std::get<0>(options.betas()),
-                                    .beta2 = std::get<1>(options.betas()),
-                                    .eps = options.eps(),
-                                    .weight_decay = options.weight_decay()},
-                          .parameter_type = TypeOf(p, "parameter"),
-                          .gradient_type = TypeOf(p.grad(), "gradient")};
-      auto batch = batches.begin();
-      while (batch != batches.end() && !Fits(batch->args, args)) ++batch;
-      if (batch == batches.end())
-        batch = batches.insert(batches.end(), {.args = args, .steps = {}});
-      batch->steps.push_back(Prepare(p, own));
-    }
-    RunBatches(batches);
+  std::vector<void*> gone;
+  for (const auto& [key, state] : state_) {
+    if (static_cast<const OptimizerState&>(*state).owner.expired()) gone.push_back(key);
   }
+  for (void* key : gone) state_.erase(key);
+
+  const std::vector<Pending> pending = CheckedParameters();
+  std::vector<Batch> batches;
+  size_t first_of_group = 0;
+  for (size_t i = 0; i < pending.size(); ++i) {
+    const Tensor& p = pending[i].parameter;
+    const size_t group = pending[i].group;
+    if (i > 0 && group != pending[i - 1].group) first_of_group = batches.size();
+    const auto& options = static_cast<const BlockwiseOptions&>(param_groups_[group].options());
+    auto& slot = state_[p.unsafeGetTensorImpl()];
+    if (slot == nullptr) slot = MakeState(p, options);
+    auto& state = static_cast<OptimizerState&>(*slot);
+    SetMaster(p, options, state);
+    state.step(state.step() + 1);
+    const StepArgs args = ArgsOf(p, options, state);
+    size_t batch = first_of_group;
+    while (batch < batches.size() && !Fits(batches[batch].args, args)) ++batch;
+    if (batch == batches.size())
+      batches.push_back({.args = args, .max_unorm = options.values().max_unorm});
+    StepRun run = RunOf(state);
+    run.tensor = pending[i].number;
+    batches[batch].parameters.push_back(p);
+    batches[batch].runs.push_back(run);
+  }
+  for (Batch& batch : batches) RunBatch(batch);
   return loss;
 }
 
-void BlockwiseOptimizer::save(torch::serialize::OutputArchive& archive) const {
-  torch::optim::serialize<OptimizerState, OptimizerOptions>(archive, *this);
-}
-
-void BlockwiseOptimizer::load(torch::serialize::InputArchive& archive) {
-  torch::optim::serialize<OptimizerState, OptimizerOptions>(archive, *this);
+std::string BlockwiseOptimizer::Summary() const {
+  int64_t tensors[2] = {}, elems[2] = {}, bytes = 0;
+  for (const auto& group : param_groups_) {
+    for (const Tensor& p : group.params()) {
+      const auto found = state_.find(p.unsafeGetTensorImpl());
+      if (found == state_.end()) continue;
+      const auto& state = static_cast<const OptimizerState&>(*found->second);
+      const bool quantised = state.absmax1().defined();
+      ++tensors[quantised];
+      elems[quantised] += p.numel();
+      bytes += state.bytes();
+    }
+  }
+  return absl::StrCat(ClassNameOf(algorithm_), ": 8-bit state for ", tensors[1], " tensors of ",
+                      elems[1], " elements, 32-bit for ", tensors[0], " of ", elems[0], "; ", bytes,
+                      " bytes");
 }
 
 }  // namespace bitshard::optim

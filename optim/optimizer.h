@@ -1,15 +1,18 @@
-// Optimizers for a LibTorch training loop: torch::optim::Optimizer subclasses whose state takes 2
-// bytes a parameter (Adam, AdamW) or 1 (Lion) instead of 8 or 4.
+// Optimizers for a LibTorch training loop: torch::optim::Optimizer subclasses whose state takes 1
+// byte a parameter and moment instead of 4.
 //
-//   bitshard::optim::AdamW optimizer(model->parameters(),
-//   bitshard::optim::OptimizerOptions().lr(1e-3)); for (...) { optimizer.zero_grad();
-//   loss.backward(); optimizer.step(); }
+//   bitshard::optim::AdamW optimizer(model->parameters(), bitshard::optim::AdamWOptions(1e-3));
+//   for (...) {
+//     optimizer.zero_grad();
+//     loss.backward();
+//     optimizer.step();
+//   }
 //
-// CPU tensors, float32 or bfloat16, gradients of either type; parameters may lie anywhere: all of
-// them are stepped in one pass over a block table. Tensors with fewer than min_8bit_size elements
-// keep 32-bit state, and so do all with bits(32). save and load work through torch::save and
-// torch::load. Arithmetic: docs/numerics.md. Threads: as torch's optimizers, one thread calls step.
-// Errors are thrown as c10::Error, as LibTorch does.
+// CPU tensors, float32, bfloat16 or float16, gradients of any of the three; parameters may lie
+// anywhere: those of a group are stepped in one pass over a block table. Arithmetic:
+// docs/numerics.md. What is as in torch::optim and what is not: docs/libtorch.md. Threads: as
+// torch's optimizers, one thread calls step. Errors are thrown as c10::Error, as LibTorch does; a
+// step that throws has changed no parameter and no state.
 #ifndef BITSHARD_OPTIM_OPTIMIZER_H_
 #define BITSHARD_OPTIM_OPTIMIZER_H_
 
@@ -17,97 +20,90 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "optim/algorithm.h"
+#include "optim/torch_options.h"
 
 namespace bitshard::optim {
 
-/// Hyper-parameters of a parameter group. Defaults are bitsandbytes'; Lion's constructor sets its
-/// own learning rate and betas where none were given.
-struct OptimizerOptions : public torch::optim::OptimizerCloneableOptions<OptimizerOptions> {
-  OptimizerOptions(double lr = 1e-3);  // NOLINT: implicit, as torch's options are.
-  TORCH_ARG(double, lr);
-  typedef std::tuple<double, double> betas_t;
-  TORCH_ARG(betas_t, betas) = std::make_tuple(0.9, 0.999);
-  TORCH_ARG(double, eps) = 1e-8;
-  TORCH_ARG(double, weight_decay) = 0;
-  /// Of the state: 8 or 32.
-  TORCH_ARG(int64_t, bits) = 8;
-  TORCH_ARG(int64_t, min_8bit_size) = 4096;
-
- public:
-  void serialize(torch::serialize::InputArchive& archive) override;
-  void serialize(torch::serialize::OutputArchive& archive) const override;
-  double get_lr() const override { return lr(); }
-  void set_lr(const double rate) override { lr_ = rate; }
-};
-
-/// A parameter's state: codes uint8 [numel] and absmax float32 [ceil(numel / 256)] of each moment,
-/// or moments float32.
+/// A parameter's state. 8-bit moments: codes uint8 [numel] and absmax float32 [ceil(numel /
+/// block_size)]; 32-bit moments: float32 [numel] without absmax. Of moments that a rule lacks, both
+/// are undefined, and so is `master` [numel] without master weights. Elements are in the order of
+/// the contiguous parameter.
 struct OptimizerState : public torch::optim::OptimizerCloneableParamState<OptimizerState> {
   TORCH_ARG(int64_t, step) = 0;
+  TORCH_ARG(int64_t, block_size) = core::kBlockElems;
   TORCH_ARG(torch::Tensor, state1) = {};
   TORCH_ARG(torch::Tensor, state2) = {};
+  TORCH_ARG(torch::Tensor, state3) = {};
   TORCH_ARG(torch::Tensor, absmax1) = {};
   TORCH_ARG(torch::Tensor, absmax2) = {};
+  TORCH_ARG(torch::Tensor, absmax3) = {};
+  TORCH_ARG(torch::Tensor, master) = {};
 
  public:
   void serialize(torch::serialize::InputArchive& archive) override;
   void serialize(torch::serialize::OutputArchive& archive) const override;
+  /// Of all its tensors.
+  int64_t bytes() const;
+
+  using Owner = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+  /// The parameter. While the state refers to it, no other tensor can get its address, by which
+  /// LibTorch finds states.
+  Owner owner = Owner(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>());
 };
 
-/// What the three share; not used by itself.
+/// What the optimizers share; not used by itself.
 class BlockwiseOptimizer : public torch::optim::Optimizer {
  public:
+  /// Steps every parameter that has a gradient.
   torch::Tensor step(LossClosure closure = nullptr) override;
+  /// For torch::save and torch::load: options and state by group and place in it. load checks
+  /// everything before it changes anything.
   void save(torch::serialize::OutputArchive& archive) const override;
   void load(torch::serialize::InputArchive& archive) override;
+  /// How many tensors and elements have what state, and its bytes, in one line. Parameters that
+  /// never had a gradient have none.
+  std::string Summary() const;
 
  protected:
-  BlockwiseOptimizer(std::vector<torch::optim::OptimizerParamGroup> groups,
-                     const OptimizerOptions& defaults, Algorithm algorithm);
+  BlockwiseOptimizer(const std::vector<torch::optim::OptimizerParamGroup>& groups,
+                     std::unique_ptr<BlockwiseOptions> defaults);
 
  private:
+  struct Pending;
+  const BlockwiseOptions& OptionsOf(size_t group) const;
+  std::vector<Pending> CheckedParameters();
+
   Algorithm algorithm_;
 };
 
-/// Decay is L2, added to the gradient, as in torch::optim::Adam.
-class Adam : public BlockwiseOptimizer {
+/// The constructors that torch's optimizers have.
+template <class Options>
+class OptimizerOf : public BlockwiseOptimizer {
  public:
-  explicit Adam(std::vector<torch::Tensor> parameters, const OptimizerOptions& options = {})
-      : Adam(std::vector<torch::optim::OptimizerParamGroup>{torch::optim::OptimizerParamGroup(
-                 std::move(parameters))},
-             options) {}
-  explicit Adam(const std::vector<torch::optim::OptimizerParamGroup>& groups,
-                const OptimizerOptions& options = {})
-      : BlockwiseOptimizer(groups, options, Algorithm::kAdam) {}
+  explicit OptimizerOf(std::vector<torch::Tensor> parameters, const Options& options = {})
+      : OptimizerOf(
+            std::vector<torch::optim::OptimizerParamGroup>{
+                torch::optim::OptimizerParamGroup(std::move(parameters))},
+            options) {}
+  explicit OptimizerOf(const std::vector<torch::optim::OptimizerParamGroup>& groups,
+                       const Options& options = {})
+      : BlockwiseOptimizer(groups, std::make_unique<Options>(options)) {}
 };
 
-/// Decay is decoupled.
-class AdamW : public BlockwiseOptimizer {
- public:
-  explicit AdamW(std::vector<torch::Tensor> parameters, const OptimizerOptions& options = {})
-      : AdamW(std::vector<torch::optim::OptimizerParamGroup>{torch::optim::OptimizerParamGroup(
-                  std::move(parameters))},
-              options) {}
-  explicit AdamW(const std::vector<torch::optim::OptimizerParamGroup>& groups,
-                 const OptimizerOptions& options = {})
-      : BlockwiseOptimizer(groups, options, Algorithm::kAdamW) {}
-};
-
-/// Decay is decoupled. Usual settings: lr 1e-4, betas (0.9, 0.99).
-class Lion : public BlockwiseOptimizer {
- public:
-  explicit Lion(std::vector<torch::Tensor> parameters, const OptimizerOptions& options = {})
-      : Lion(std::vector<torch::optim::OptimizerParamGroup>{torch::optim::OptimizerParamGroup(
-                 std::move(parameters))},
-             options) {}
-  explicit Lion(const std::vector<torch::optim::OptimizerParamGroup>& groups,
-                const OptimizerOptions& options = {})
-      : BlockwiseOptimizer(groups, options, Algorithm::kLion) {}
-};
+using Adam = OptimizerOf<AdamOptions>;
+using AdamW = OptimizerOf<AdamWOptions>;
+using Lion = OptimizerOf<LionOptions>;
+using LAMB = OptimizerOf<LAMBOptions>;
+using LARS = OptimizerOf<LARSOptions>;
+using SGD = OptimizerOf<SGDOptions>;
+using RMSprop = OptimizerOf<RMSpropOptions>;
+using Adagrad = OptimizerOf<AdagradOptions>;
+using AdEMAMix = OptimizerOf<AdEMAMixOptions>;
 
 }  // namespace bitshard::optim
 

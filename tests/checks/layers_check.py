@@ -9,7 +9,7 @@ import re
 
 import source_tree
 
-TARGET = re.compile(r"^\s*(?:bitshard|target)_(cuda_library|library|binary|test|bench|sources)\s*\((.*?)\)\s*$", re.M | re.S)
+TARGET = re.compile(r"^\s*(?:bitshard|target|add)_(cuda_library|library|binary|test|bench|sources|executable)\s*\((.*?)\)\s*$", re.M | re.S)
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 LAYER = re.compile(r"^set\(BITSHARD_LAYER_(\w+) ([^)]*)\)", re.M)
 SEEN_BY_NOBODY = ("tests", "bench", "examples")
@@ -27,9 +27,10 @@ def layers_of_files() -> dict[pathlib.Path, str]:
     layers = {}
     for lists in (*source_tree.files("CMakeLists.txt"), *source_tree.files("tests/cudahost/*.cmake")):
         text = re.sub(r"#.*", "", source_tree.read(lists))
+        of_kind = {"test": "tests", "sources": lists.parts[0], "executable": lists.parts[0]}
         for kind, body in TARGET.findall(text):
             words = body.split()
-            layer = words[words.index("LAYER") + 1] if "LAYER" in words else {"test": "tests", "sources": lists.parts[0]}.get(kind, kind)
+            layer = words[words.index("LAYER") + 1] if "LAYER" in words else of_kind.get(kind, kind)
             for word in words:
                 if word.endswith((".h", ".cc", ".cu")) and (source_tree.ROOT / lists.parent / word).is_file():
                     layers[lists.parent / word] = layer

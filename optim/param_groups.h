@@ -1,0 +1,43 @@
+// Parameter groups by name: options that differ for parameters whose names match a pattern.
+//
+//   auto options = bitshard::optim::AdamWOptions(1e-3).weight_decay(0.1);
+//   bitshard::optim::AdamW optimizer(
+//       bitshard::optim::ParamGroups(model->named_parameters(), options,
+//                                    {{.pattern = "*.bias", .weight_decay = 0},
+//                                     {.pattern = "embedding.*", .bits = 32}}),
+//       options);
+#ifndef BITSHARD_OPTIM_PARAM_GROUPS_H_
+#define BITSHARD_OPTIM_PARAM_GROUPS_H_
+
+#include <torch/optim/optimizer.h>
+#include <torch/ordered_dict.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "optim/torch_options.h"
+
+namespace bitshard::optim {
+
+struct ParameterOverride {
+  /// Of the whole name, as a shell's: * is any text, dots too, ? one character, [ab] one of these.
+  std::string pattern;
+  std::optional<double> lr = {};
+  std::optional<double> weight_decay = {};
+  std::optional<int64_t> bits = {};
+  std::optional<int64_t> block_size = {};
+};
+
+/// All of `named`: one group of `options` for the parameters that no pattern matches, and one for
+/// each combination of patterns that some parameter matches, in order of first appearance. Where
+/// several match, the last one that gives a value decides.
+/// Errors: c10::Error - a pattern that matches no name, or an override without a value.
+std::vector<torch::optim::OptimizerParamGroup> ParamGroups(
+    const torch::OrderedDict<std::string, torch::Tensor>& named, const BlockwiseOptions& options,
+    const std::vector<ParameterOverride>& overrides);
+
+}  // namespace bitshard::optim
+
+#endif  // BITSHARD_OPTIM_PARAM_GROUPS_H_

@@ -1,0 +1,129 @@
+// torch::save and torch::load of the torch::optim classes.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/optim/adamw.h>
+#include <torch/serialize.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "optim/optimizer.h"
+
+namespace bitshard::optim {
+namespace {
+
+using ::testing::HasSubstr;
+using torch::Tensor;
+
+std::vector<Tensor> Parameters() {
+  torch::manual_seed(1);
+  return {torch::randn({5000}).requires_grad_(true),
+          torch::randn({60, 80}).to(torch::kBFloat16).requires_grad_(true),
+          torch::randn({30}).requires_grad_(true), torch::randn({20}).requires_grad_(true)};
+}
+
+std::vector<Tensor> CopiesOf(const std::vector<Tensor>& parameters) {
+  std::vector<Tensor> copies;
+  for (const Tensor& p : parameters) copies.push_back(p.detach().clone().requires_grad_(true));
+  return copies;
+}
+
+// The last parameter never has a gradient.
+void StepWith(torch::optim::Optimizer& optimizer, const std::vector<Tensor>& parameters, int seed) {
+  torch::manual_seed(static_cast<uint64_t>(seed));
+  for (size_t i = 0; i + 1 < parameters.size(); ++i)
+    parameters[i].mutable_grad() = torch::randn_like(parameters[i]);
+  optimizer.step();
+}
+
+template <class Optimizer, class Options>
+void ExpectGoesOnAsIfNeverStopped(const Options& options, const Options& others) {
+  const std::vector<Tensor> whole = Parameters(), stopped = CopiesOf(whole);
+  Optimizer one(whole, options), first(stopped, options);
+  for (int i = 0; i < 6; ++i) StepWith(one, whole, i);
+  for (int i = 0; i < 3; ++i) StepWith(first, stopped, i);
+  std::stringstream file;
+  torch::save(first, file);
+  const std::vector<Tensor> resumed = CopiesOf(stopped);  // As if in another process.
+  Optimizer second(resumed, others);
+  StepWith(second, resumed, 7);
+  for (size_t i = 0; i < stopped.size(); ++i) resumed[i].detach().copy_(stopped[i].detach());
+  torch::load(second, file);
+  for (int i = 3; i < 6; ++i) StepWith(second, resumed, i);
+  for (size_t i = 0; i < whole.size(); ++i)
+    EXPECT_TRUE(torch::equal(whole[i].detach(), resumed[i].detach())) << i;
+  EXPECT_EQ(one.Summary(), second.Summary());
+}
+
+TEST(Archive, LetsEveryAlgorithmGoOnAsIfNeverStopped) {
+  ExpectGoesOnAsIfNeverStopped<Adam>(AdamOptions(1e-3).weight_decay(0.1), AdamOptions(5.0));
+  ExpectGoesOnAsIfNeverStopped<AdamW>(AdamWOptions(1e-3).master_weights(true), AdamWOptions());
+  ExpectGoesOnAsIfNeverStopped<AdamW>(AdamWOptions(1e-3).stochastic_rounding(true).seed(3),
+                                      AdamWOptions().seed(4));
+  ExpectGoesOnAsIfNeverStopped<AdamW>(AdamWOptions(1e-3).block_size(64), AdamWOptions().bits(32));
+  ExpectGoesOnAsIfNeverStopped<Lion>(LionOptions(1e-3), LionOptions());
+  ExpectGoesOnAsIfNeverStopped<LAMB>(LAMBOptions(1e-3).max_unorm(0.5), LAMBOptions());
+  ExpectGoesOnAsIfNeverStopped<LARS>(LARSOptions(1e-3).momentum(0.9), LARSOptions(1).momentum(0.5));
+  ExpectGoesOnAsIfNeverStopped<SGD>(SGDOptions(1e-3).momentum(0.9), SGDOptions(1).momentum(0.5));
+  ExpectGoesOnAsIfNeverStopped<RMSprop>(RMSpropOptions(1e-3), RMSpropOptions());
+  ExpectGoesOnAsIfNeverStopped<Adagrad>(AdagradOptions(1e-3).bits(32), AdagradOptions());
+  ExpectGoesOnAsIfNeverStopped<AdEMAMix>(AdEMAMixOptions(1e-3).t_alpha(4).t_beta3(5),
+                                         AdEMAMixOptions());
+}
+
+// What loading an archive of `saved` into `optimizer` says.
+std::string LoadError(const torch::optim::Optimizer& saved, torch::optim::Optimizer& optimizer) {
+  torch::serialize::OutputArchive out;
+  saved.save(out);
+  std::stringstream file;
+  out.save_to(file);
+  torch::serialize::InputArchive in;
+  in.load_from(file);
+  try {
+    optimizer.load(in);
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "no error";
+}
+
+TEST(Archive, IsRefusedWhereItDoesNotFitAndChangesNothing) {
+  const std::vector<Tensor> parameters = Parameters();
+  AdamW optimizer(parameters, AdamWOptions(1e-3));
+  StepWith(optimizer, parameters, 1);
+  const std::string before = optimizer.Summary();
+
+  Lion lion(parameters, LionOptions());
+  StepWith(lion, parameters, 1);
+  EXPECT_THAT(LoadError(lion, optimizer), HasSubstr("AdamW: the archive was saved from Lion"));
+
+  torch::optim::AdamW torchs(parameters, torch::optim::AdamWOptions(1e-3));
+  StepWith(torchs, parameters, 1);
+  EXPECT_THAT(LoadError(torchs, optimizer), HasSubstr("saved from one of torch::optim's"));
+
+  AdamW fewer(std::vector<Tensor>{parameters[0]}, AdamWOptions(7.0));
+  EXPECT_THAT(LoadError(fewer, optimizer),
+              HasSubstr("group 0: the archive has 1 parameters, the optimizer 4"));
+
+  AdamW grown(parameters, AdamWOptions(7.0));
+  grown.add_param_group(torch::optim::OptimizerParamGroup(std::vector<Tensor>{torch::randn({3})}));
+  EXPECT_THAT(LoadError(grown, optimizer), HasSubstr("has 2 parameter groups, the optimizer 1"));
+
+  std::vector<Tensor> other = Parameters();
+  other[2] = torch::randn({31}).requires_grad_(true);
+  AdamW larger(other, AdamWOptions(7.0));
+  StepWith(larger, other, 1);
+  EXPECT_THAT(LoadError(larger, optimizer),
+              HasSubstr("parameter 2 of group 0: the archive's state is of 31 elements, the "
+                        "parameter has 30"));
+
+  EXPECT_EQ(optimizer.Summary(), before);
+  EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), 1e-3);
+  EXPECT_EQ(LoadError(optimizer, optimizer), "no error");
+}
+
+}  // namespace
+}  // namespace bitshard::optim

@@ -31,7 +31,9 @@ shift
 launch/setup.sh --tests
 .deps/venv/bin/cmake --preset cpu > /dev/null
 if [[ -e bench/$name/run.py ]]; then
-  .deps/venv/bin/cmake --build build/cpu --target bitshard
+  target=bitshard
+  [[ ! -e bench/$name/CMakeLists.txt ]] || target=${name}_bench
+  .deps/venv/bin/cmake --build build/cpu --target "$target"
   exec .deps/venv/bin/python "bench/$name/run.py" "$@"
 fi
 .deps/venv/bin/cmake --build build/cpu --target "${name}_bench"

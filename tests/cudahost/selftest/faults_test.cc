@@ -112,8 +112,9 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"UninitialisedDevice", "uninitialised read", "of device buffer"},
         Fault{"CopyPastEnd", "out of bounds", "offset 1020, 0 bytes past the end of device buffer"},
         Fault{"UninitialisedCopy", "uninitialised read", "of device buffer"},
-        Fault{"MisalignedRead", "misaligned",
-              "read of 'const (struct )?float4'.*no multiple of 16: offset [0-9]+ of device buffer"},
+        Fault{
+            "MisalignedRead", "misaligned",
+            "read of 'const (struct )?float4'.*no multiple of 16: offset [0-9]+ of device buffer"},
         Fault{"MisalignedWrite", "misaligned",
               "write of 'uint32_t'.*no multiple of 4: offset [0-9]+ of device buffer"},
         Fault{"OnlyOneLaneStores", "uninitialised read", "of shared buffer 'sums'"},

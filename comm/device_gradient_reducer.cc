@@ -12,7 +12,9 @@
 #include "comm/tree_sum_cuda.h"
 #include "core/check.h"
 #include "core/cuda_status.h"
+#include "core/cuda_stream.h"
 #include "core/error.h"
+#include "core/stall_meter.h"
 #include "core/status_macros.h"
 
 namespace bitshard::comm {
@@ -21,6 +23,7 @@ namespace {
 using core::kBlockElems;
 using internal::DeviceFloats;
 using internal::Elems;
+using internal::kFloatBytes;
 using internal::ReductionPlan;
 
 // In kFast a rank's tree is over its own micro-batches, so that one sum is left.
@@ -31,6 +34,30 @@ internal::ReductionStep MakeStep(const core::FlatLayout& layout, const Reduction
   }
   const int64_t own = plan.range.end - plan.range.begin;
   return internal::ReductionStep(layout, plan.shards, {0, own}, own);
+}
+
+// The longest run of a bucket: a reduce-scatter's runs have one length.
+int64_t MostElems(const ReductionPlan& plan, int64_t bucket) {
+  int64_t most = 0;
+  for (int r = 0; r < plan.shards.world_size(); ++r)
+    most = std::max(most, Elems(plan.shards.Run(bucket, r)));
+  return most;
+}
+
+// Of what the bucket on the way needs, in kFast its terms of all ranks.
+int64_t ReceiveElems(const ReductionPlan& plan, DeviceReduction reduction) {
+  int64_t most = 0;
+  for (int64_t bucket = 0; bucket < plan.shards.num_buckets(); ++bucket) {
+    most = std::max(most, reduction == DeviceReduction::kFast
+                              ? MostElems(plan, bucket) * plan.shards.world_size()
+                              : plan.ReceiveElems(bucket));
+  }
+  return most;
+}
+
+// In kFast a block more: see SendFast.
+int64_t ShardElems(const ReductionPlan& plan, DeviceReduction reduction) {
+  return plan.shard_elems + (reduction == DeviceReduction::kFast ? kBlockElems : 0);
 }
 
 absl::Status CheckParts(const ReductionPlan& plan) {
@@ -51,8 +78,8 @@ class TreeReducer : public DeviceGradientReducer {
         step_(MakeStep(layout, plan_, options)) {}
   // An error shows where the communicator is asked next.
   ~TreeReducer() override {
-    if (sending_ != nullptr) (void)cudaStreamSynchronize(sending_.get());
-    (void)cudaStreamSynchronize(options_.stream);
+    if (sending_.get() != nullptr) (void)sending_.Synchronize();
+    (void)BITSHARD_CUDA_STATUS(cudaStreamSynchronize(options_.stream));
   }
 
   absl::Status Init();
@@ -64,24 +91,14 @@ class TreeReducer : public DeviceGradientReducer {
   float* leaf() override { return buffers_[step_.leaf()].get(); }
   absl::Status TensorReady(int64_t index) override;
   absl::StatusOr<const float*> FinishStep() override;
+  double exposed_seconds() override { return waits_.Seconds(); }
 
  private:
   bool fast() const { return options_.reduction == DeviceReduction::kFast; }
-  // The longest run of a bucket: a reduce-scatter's runs have one length.
-  int64_t MostElems(int64_t bucket) const {
-    int64_t most = 0;
-    for (int r = 0; r < comm_->world_size(); ++r)
-      most = std::max(most, Elems(plan_.shards.Run(bucket, r)));
-    return most;
-  }
-  int64_t ReceiveElems(int64_t bucket) const {
-    return fast() ? MostElems(bucket) * comm_->world_size() : plan_.ReceiveElems(bucket);
-  }
   float* ShardOf(int64_t bucket) const {
     return shard_.get() + plan_.shard_offset[static_cast<size_t>(bucket)];
   }
   absl::Status MergeLeaf(core::BlockRange blocks);
-  absl::Status Wait(cudaStream_t waiting, cudaStream_t done);
   absl::Status Send(int64_t bucket);
   absl::Status SendOrdered(int64_t bucket);
   absl::Status SendFast(int64_t bucket);
@@ -96,8 +113,9 @@ class TreeReducer : public DeviceGradientReducer {
   // Of the bucket that is on the way. One is enough: the next collective starts when the sums of
   // this one have read it, which takes the device a small part of what the network takes.
   DeviceFloats received_;
-  internal::Stream sending_;
-  internal::Event done_;
+  core::Stream sending_;
+  core::Event done_;
+  core::StallMeter waits_;  // Of the stream of the options, for what is sent.
   bool in_flight_ = false;  // Buckets were sent that the stream of the options does not wait for.
 };
 
@@ -112,17 +130,14 @@ absl::Status TreeReducer::Init() {
     buffers_.push_back(std::move(buffer));
   }
   if (plan_.in_place()) return absl::OkStatus();
-  int64_t received = 0;
-  for (int64_t bucket = 0; bucket < plan_.shards.num_buckets(); ++bucket)
-    received = std::max(received, ReceiveElems(bucket));
-  BITSHARD_ASSIGN_OR_RETURN(
-      received_, internal::AllocateFloats(received, "gradients of other ranks", options_.stream));
-  // A block more: see SendFast.
+  BITSHARD_ASSIGN_OR_RETURN(received_,
+                            internal::AllocateFloats(ReceiveElems(plan_, options_.reduction),
+                                                     "gradients of other ranks", options_.stream));
   BITSHARD_ASSIGN_OR_RETURN(shard_,
-                            internal::AllocateFloats(plan_.shard_elems + (fast() ? kBlockElems : 0),
+                            internal::AllocateFloats(ShardElems(plan_, options_.reduction),
                                                      "the summed gradient shard", options_.stream));
-  BITSHARD_ASSIGN_OR_RETURN(sending_, internal::MakeStream());
-  BITSHARD_ASSIGN_OR_RETURN(done_, internal::MakeEvent());
+  BITSHARD_ASSIGN_OR_RETURN(sending_, core::Stream::Create());
+  BITSHARD_ASSIGN_OR_RETURN(done_, core::Event::Create());
   return absl::OkStatus();
 }
 
@@ -138,7 +153,8 @@ absl::StatusOr<const float*> TreeReducer::FinishStep() {
   BITSHARD_RETURN_IF_ERROR(step_.Finish());
   if (plan_.in_place()) return buffers_[step_.PartBuffer(0)].get();
   // The next step's gradients too wait for what the sends read.
-  BITSHARD_RETURN_IF_ERROR(Wait(options_.stream, sending_.get()));
+  BITSHARD_RETURN_IF_ERROR(done_.Record(sending_.get()));
+  BITSHARD_RETURN_IF_ERROR(waits_.Wait(options_.stream, done_));
   in_flight_ = false;
   return shard_.get();
 }
@@ -159,16 +175,12 @@ absl::Status TreeReducer::MergeLeaf(core::BlockRange blocks) {
   return TreeSumCuda(sum);
 }
 
-absl::Status TreeReducer::Wait(cudaStream_t waiting, cudaStream_t done) {
-  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaEventRecord(done_.get(), done)));
-  return BITSHARD_CUDA_STATUS(cudaStreamWaitEvent(waiting, done_.get(), 0));
-}
-
 // On a stream of its own, so that backward goes on.
 absl::Status TreeReducer::Send(int64_t bucket) {
   if (plan_.in_place()) return absl::OkStatus();
   in_flight_ = true;
-  BITSHARD_RETURN_IF_ERROR(Wait(sending_.get(), options_.stream));
+  BITSHARD_RETURN_IF_ERROR(done_.Record(options_.stream));
+  BITSHARD_RETURN_IF_ERROR(done_.MakeWait(sending_.get()));
   return fast() ? SendFast(bucket) : SendOrdered(bucket);
 }
 
@@ -193,7 +205,7 @@ absl::Status TreeReducer::SendOrdered(int64_t bucket) {
 // Runs differ in length by a block; what a shorter one is filled up with comes out after its sum,
 // where the next bucket's is put afterwards.
 absl::Status TreeReducer::SendFast(int64_t bucket) {
-  const int64_t each = MostElems(bucket);
+  const int64_t each = MostElems(plan_, bucket);
   const float* const arena = buffers_[step_.PartBuffer(0)].get();
   for (int r = 0; r < comm_->world_size(); ++r) {
     const core::BlockRange run = plan_.shards.Run(bucket, r);
@@ -219,6 +231,26 @@ double FastReductionBound(int64_t micro_batches, int world_size) {
   const auto depth = [](int64_t leaves) { return std::ceil(std::log2(leaves)); };
   const int64_t own = (micro_batches + world_size - 1) / world_size;
   return gamma(depth(micro_batches)) + gamma(depth(own) + world_size - 1);
+}
+
+ReducerCost DeviceGradientReducer::Cost(const core::FlatLayout& layout, const ShardMap& shards,
+                                        int rank, const DeviceGradientReducerOptions& options) {
+  const ReductionPlan plan(layout, shards, rank, options.micro_batches_per_step);
+  const bool fast = options.reduction == DeviceReduction::kFast;
+  const int64_t buffers = static_cast<int64_t>(MakeStep(layout, plan, options).num_buffers());
+  ReducerCost cost = {.leaf_bytes = plan.arena_elems * kFloatBytes,
+                      .partial_bytes = (buffers - 1) * plan.arena_elems * kFloatBytes,
+                      .partials_per_rank = fast ? 1 : plan.my_nodes};
+  if (plan.in_place()) return cost;
+  cost.receive_bytes =
+      (ReceiveElems(plan, options.reduction) + ShardElems(plan, options.reduction)) * kFloatBytes;
+  if (!fast) {
+    cost.sent_bytes_per_step = plan.my_nodes * (plan.arena_elems - plan.shard_elems) * kFloatBytes;
+    return cost;
+  }
+  for (int64_t bucket = 0; bucket < shards.num_buckets(); ++bucket)
+    cost.sent_bytes_per_step += MostElems(plan, bucket) * (shards.world_size() - 1) * kFloatBytes;
+  return cost;
 }
 
 absl::StatusOr<std::unique_ptr<DeviceGradientReducer>> DeviceGradientReducer::Create(

@@ -61,6 +61,9 @@ class DeviceGradientReducer {
   static absl::StatusOr<std::unique_ptr<DeviceGradientReducer>> Create(
       const core::FlatLayout& layout, const ShardMap& shards, DeviceCommunicator* comm,
       const DeviceGradientReducerOptions& options);
+  /// Its memory is the device's. In kFast each rank sends filled up runs, as NCCL's ring does.
+  static ReducerCost Cost(const core::FlatLayout& layout, const ShardMap& shards, int rank,
+                          const DeviceGradientReducerOptions& options);
   /// Waits for its streams, and as cudaFree does for the whole device.
   virtual ~DeviceGradientReducer() = default;
 
@@ -75,6 +78,9 @@ class DeviceGradientReducer {
   /// This rank's summed blocks on the device, one run after another in the order of
   /// shards.RunsOf(rank); valid until the next BeginStep.
   virtual absl::StatusOr<const float*> FinishStep() = 0;
+  /// Seconds that the stream of the options waited for the network: the communication that backward
+  /// did not hide. Of all steps whose sums the device has by now; nobody waits for the answer.
+  virtual double exposed_seconds() = 0;
 };
 
 }  // namespace bitshard::comm

@@ -2,13 +2,17 @@
 
 #include <cuda_runtime_api.h>
 #include <nccl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <map>
 #include <string>
 #include <utility>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
@@ -146,6 +150,34 @@ absl::Status CheckVersions(Communicator* host) {
   return absl::OkStatus();
 }
 
+// The same text for the same GPU only. Parts of a GPU (MIG) have one bus id, so the UUID too.
+absl::StatusOr<std::string> NameOfGpu(const std::string& host_name, int device) {
+  char bus_id[32] = {};
+  BITSHARD_RETURN_IF_ERROR(
+      BITSHARD_CUDA_STATUS(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, device)));
+  cudaDeviceProp properties{};
+  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaGetDeviceProperties(&properties, device)));
+  const std::string uuid(properties.uuid.bytes, sizeof properties.uuid.bytes);
+  return absl::StrCat(bus_id, " (UUID ", absl::BytesToHexString(uuid), ") of host ", host_name);
+}
+
+absl::Status CheckGpus(Communicator* host, int device) {
+  const absl::StatusOr<std::string> mine = NameOfGpu(host->host_name(), device);
+  BITSHARD_RETURN_IF_ERROR(host->AgreeOnStatus(mine.status()));
+  BITSHARD_ASSIGN_OR_RETURN(const std::vector<std::string> gpus,
+                            host->GatherStrings(*mine, "the GPUs of the ranks"));
+  std::map<std::string, size_t> rank_of;
+  for (size_t r = 0; r < gpus.size(); ++r) {
+    const auto [first, is_new] = rank_of.emplace(gpus[r], r);
+    if (is_new) continue;
+    return core::ConfigError(absl::StrCat(
+        "ranks ", first->second, " and ", r, " both use GPU ", gpus[r],
+        ": start no more ranks on a host than it has GPUs, and let each see all of them (see "
+        "CUDA_VISIBLE_DEVICES) and take that of its local rank"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<ncclUniqueId> ShareId(Communicator* host) {
   ncclUniqueId id{};
   absl::Status mine;
@@ -235,6 +267,7 @@ absl::StatusOr<std::unique_ptr<DeviceCommunicator>> NcclCommunicator::Create(
   BITSHARD_CHECK(host != nullptr);
   BITSHARD_RETURN_IF_ERROR(
       host->AgreeOnStatus(BITSHARD_CUDA_STATUS(cudaSetDevice(options.device))));
+  BITSHARD_RETURN_IF_ERROR(CheckGpus(host, options.device));
   BITSHARD_RETURN_IF_ERROR(CheckVersions(host));
   BITSHARD_ASSIGN_OR_RETURN(const ncclUniqueId id, ShareId(host));
   ncclComm_t comm = nullptr;
@@ -248,6 +281,15 @@ absl::StatusOr<std::unique_ptr<DeviceCommunicator>> NcclCommunicator::Create(
                                                              .abort_limit = options.abort_limit});
   BITSHARD_RETURN_IF_ERROR(TestAll(rank.get(), options));
   return rank;
+}
+
+std::vector<std::string> NcclEnvironment() {
+  std::vector<std::string> variables;
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    if (absl::StartsWith(*entry, "NCCL_")) variables.push_back(core::Escaped(*entry));
+  }
+  std::sort(variables.begin(), variables.end());
+  return variables;
 }
 
 }  // namespace bitshard::comm

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -36,12 +37,19 @@ struct NcclCommunicatorOptions {
 class NcclCommunicator {
  public:
   /// All ranks call it with the same options but `device`. Every rank gets the same result. Errors:
-  /// kConfig when ranks have different versions of NCCL; kPeer naming the ranks whose
+  /// kConfig when ranks have different versions of NCCL, or two the same GPU, which NCCL may only
+  /// notice as a hang; kPeer naming the ranks whose
   /// initialisation did not end within init_timeout, or the collective that delivered wrong data,
   /// with the order that it delivered instead of the right one.
   static absl::StatusOr<std::unique_ptr<DeviceCommunicator>> Create(
       const NcclCommunicatorOptions& options);
 };
+
+/// The variables NCCL_* of this process, "NCCL_DEBUG=INFO", in alphabetical order: they decide over
+/// NCCL's network, algorithms and speed, so whoever has a console says them once, on one rank.
+/// After Create, when NCCL has added what its configuration files set (~/.nccl.conf,
+/// /etc/nccl.conf).
+std::vector<std::string> NcclEnvironment();
 
 }  // namespace bitshard::comm
 

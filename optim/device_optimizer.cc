@@ -10,11 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
 #include "core/cuda_status.h"
+#include "core/cuda_stream.h"
 #include "core/status_macros.h"
 #include "optim/block_norm.h"
 #include "optim/gradient_norm_cuda.h"
 #include "paging/cuda_resource.h"
-#include "paging/cuda_stream.h"
 
 namespace bitshard::optim {
 namespace {
@@ -36,9 +36,9 @@ class Engine : public DeviceOptimizer {
                                             &device_, bytes, "sums of squares of blocks"));
     BITSHARD_ASSIGN_OR_RETURN(host_squares_, paging::Allocation<paging::PinnedResource>::Create(
                                                  &pinned_, bytes, "sums of squares of blocks"));
-    BITSHARD_ASSIGN_OR_RETURN(gathering_, paging::Stream::Create());
-    BITSHARD_ASSIGN_OR_RETURN(stepped_, paging::Event::Create());
-    BITSHARD_ASSIGN_OR_RETURN(gathered_, paging::Event::Create());
+    BITSHARD_ASSIGN_OR_RETURN(gathering_, core::Stream::Create());
+    BITSHARD_ASSIGN_OR_RETURN(stepped_, core::Event::Create());
+    BITSHARD_ASSIGN_OR_RETURN(gathered_, core::Event::Create());
     return absl::OkStatus();
   }
   ~Engine() override {
@@ -71,9 +71,9 @@ class Engine : public DeviceOptimizer {
   paging::PinnedResource pinned_;
   paging::Allocation<paging::DeviceResource> squares_;  // Rank after rank, each one's blocks.
   paging::Allocation<paging::PinnedResource> host_squares_;
-  paging::Stream gathering_;
-  paging::Event stepped_;
-  paging::Event gathered_;
+  core::Stream gathering_;
+  core::Event stepped_;
+  core::Event gathered_;
   int64_t step_ = 0;
   int64_t next_bucket_ = 0;  // Of the step that is being enqueued.
 };

@@ -7,10 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
 #include "core/cuda_status.h"
+#include "core/cuda_stream.h"
 #include "core/error.h"
 #include "core/status_macros.h"
 #include "paging/cuda_resource.h"
-#include "paging/cuda_stream.h"
 #include "paging/managed_pager.h"
 #include "paging/pinned_pager.h"
 
@@ -27,10 +27,10 @@ class ResidentBuffer : public DevicePagedBuffer {
     const int64_t bytes = num_pages * page_bytes;
     BITSHARD_ASSIGN_OR_RETURN(buffer->memory_,
                               Allocation<DeviceResource>::Create(&buffer->device_, bytes, "pages"));
-    for (Event& used : buffer->used_) {
-      BITSHARD_ASSIGN_OR_RETURN(used, Event::Create());
+    for (core::Event& used : buffer->used_) {
+      BITSHARD_ASSIGN_OR_RETURN(used, core::Event::Create());
     }
-    BITSHARD_ASSIGN_OR_RETURN(const Stream stream, Stream::Create());
+    BITSHARD_ASSIGN_OR_RETURN(const core::Stream stream, core::Stream::Create());
     BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(cudaMemsetAsync(
         buffer->memory_.memory().data(), 0, static_cast<size_t>(bytes), stream.get())));
     BITSHARD_RETURN_IF_ERROR(stream.Synchronize());
@@ -39,7 +39,7 @@ class ResidentBuffer : public DevicePagedBuffer {
   ResidentBuffer(int64_t num_pages, int64_t page_bytes)
       : num_pages_(num_pages), page_bytes_(page_bytes), used_(static_cast<size_t>(num_pages)) {}
   ~ResidentBuffer() override {
-    for (const Event& used : used_) (void)used.Synchronize();
+    for (const core::Event& used : used_) (void)used.Synchronize();
   }
 
   DeviceTier tier() const override { return DeviceTier::kDevice; }
@@ -65,7 +65,7 @@ class ResidentBuffer : public DevicePagedBuffer {
   const int64_t page_bytes_;
   DeviceResource device_;
   Allocation<DeviceResource> memory_;
-  std::vector<Event> used_;
+  std::vector<core::Event> used_;
   PagingCounters counters_;
 };
 

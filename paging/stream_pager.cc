@@ -15,12 +15,12 @@ StreamPager::StreamPager(int64_t num_pages, int64_t page_bytes, int64_t num_fram
       frames_(static_cast<size_t>(num_frames)) {}
 
 absl::Status StreamPager::Open() {
-  BITSHARD_ASSIGN_OR_RETURN(leaving_, Stream::Create());
-  BITSHARD_ASSIGN_OR_RETURN(coming_, Stream::Create());
-  BITSHARD_ASSIGN_OR_RETURN(left_, Event::Create());
+  BITSHARD_ASSIGN_OR_RETURN(leaving_, core::Stream::Create());
+  BITSHARD_ASSIGN_OR_RETURN(coming_, core::Stream::Create());
+  BITSHARD_ASSIGN_OR_RETURN(left_, core::Event::Create());
   for (Frame& frame : frames_) {
-    BITSHARD_ASSIGN_OR_RETURN(frame.ready, Event::Create());
-    BITSHARD_ASSIGN_OR_RETURN(frame.used, Event::Create());
+    BITSHARD_ASSIGN_OR_RETURN(frame.ready, core::Event::Create());
+    BITSHARD_ASSIGN_OR_RETURN(frame.used, core::Event::Create());
   }
   return absl::OkStatus();
 }

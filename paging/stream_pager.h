@@ -19,10 +19,10 @@
 #include <span>
 #include <vector>
 
-#include "paging/cuda_stream.h"
+#include "core/cuda_stream.h"
+#include "core/stall_meter.h"
 #include "paging/device_paged_buffer.h"
 #include "paging/residency_policy.h"
-#include "paging/stall_meter.h"
 
 namespace bitshard::paging {
 
@@ -65,8 +65,8 @@ class StreamPager : public DevicePagedBuffer {
 
  private:
   struct Frame {
-    Event ready;
-    Event used;
+    core::Event ready;
+    core::Event used;
     int64_t page = -1;
     bool read = false;
   };
@@ -81,13 +81,13 @@ class StreamPager : public DevicePagedBuffer {
   const int64_t page_bytes_;
   ResidencyPolicy policy_;
   std::vector<Frame> frames_;
-  Stream leaving_;
-  Stream coming_;
-  Event left_;
+  core::Stream leaving_;
+  core::Stream coming_;
+  core::Event left_;
   absl::Status error_;  // The first one: every later call returns it.
   int64_t hits_ = 0;
   int64_t faults_ = 0;
-  mutable StallMeter stalls_;
+  mutable core::StallMeter stalls_;
 };
 
 }  // namespace bitshard::paging

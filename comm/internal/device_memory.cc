@@ -20,18 +20,4 @@ absl::StatusOr<DeviceFloats> AllocateFloats(int64_t elems, const std::string& pu
   return floats;
 }
 
-absl::StatusOr<Stream> MakeStream() {
-  cudaStream_t stream = nullptr;
-  BITSHARD_RETURN_IF_ERROR(
-      BITSHARD_CUDA_STATUS(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)));
-  return Stream(stream);
-}
-
-absl::StatusOr<Event> MakeEvent() {
-  cudaEvent_t event = nullptr;
-  BITSHARD_RETURN_IF_ERROR(
-      BITSHARD_CUDA_STATUS(cudaEventCreateWithFlags(&event, cudaEventDisableTiming)));
-  return Event(event);
-}
-
 }  // namespace bitshard::comm::internal

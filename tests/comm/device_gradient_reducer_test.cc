@@ -4,6 +4,7 @@
 
 #include <cstdio>
 
+#include "absl/time/clock.h"
 #include "comm/mpi_communicator.h"
 #include "comm/nccl_communicator.h"
 #include "core/error.h"
@@ -82,6 +83,8 @@ TEST_P(DeviceGradientReducerOverNccl, HasTheBitsOfTheTreeAndOfTheHostOverMpi) {
   auto reducer = DeviceGradientReducer::Create(
       layout, shards, devices, {.micro_batches_per_step = GetParam(), .stream = stream.get()});
   ASSERT_TRUE(host.ok() && reducer.ok()) << host.status() << reducer.status();
+  const ReducerCost cost = DeviceGradientReducer::Cost(layout, shards, job->rank(),
+                                                       {.micro_batches_per_step = GetParam()});
   for (int64_t step = 0; step < 2; ++step) {
     const int64_t before = devices->bytes_sent(), host_before = job->bytes_sent();
     ASSERT_NO_FATAL_FAILURE(RunDeviceStep(layout, step, GetParam(), stream.get(), reducer->get()));
@@ -98,6 +101,7 @@ TEST_P(DeviceGradientReducerOverNccl, HasTheBitsOfTheTreeAndOfTheHostOverMpi) {
         OwnRuns(shards, [&](int64_t e) { return tree[static_cast<size_t>(e)]; });
     ExpectSameBits(got, want.data(), 0, "against the tree");
     EXPECT_EQ(devices->bytes_sent() - before, job->bytes_sent() - host_before);
+    EXPECT_EQ(devices->bytes_sent() - before, cost.sent_bytes_per_step);
   }
 }
 
@@ -105,16 +109,19 @@ TEST_P(DeviceGradientReducerOverNccl, FastSumsStayWithinTheBound) {
   const core::FlatLayout layout = TestLayout();
   const ShardMap shards(layout, job->world_size(), kBucketBytes);
   const core::TestStream stream;
-  auto reducer = DeviceGradientReducer::Create(layout, shards, devices,
-                                               {.micro_batches_per_step = GetParam(),
+  const DeviceGradientReducerOptions options = {.micro_batches_per_step = GetParam(),
                                                 .reduction = DeviceReduction::kFast,
-                                                .stream = stream.get()});
+                                                .stream = stream.get()};
+  auto reducer = DeviceGradientReducer::Create(layout, shards, devices, options);
   ASSERT_TRUE(reducer.ok()) << reducer.status();
+  const ReducerCost cost = DeviceGradientReducer::Cost(layout, shards, job->rank(), options);
   const double bound = FastReductionBound(GetParam(), job->world_size());
   for (int64_t step = 0; step < 2; ++step) {
+    const int64_t before = devices->bytes_sent();
     ASSERT_NO_FATAL_FAILURE(RunDeviceStep(layout, step, GetParam(), stream.get(), reducer->get()));
     const auto sums = (*reducer)->FinishStep();
     ASSERT_TRUE(sums.ok()) << sums.status();
+    EXPECT_EQ(devices->bytes_sent() - before, cost.sent_bytes_per_step);
     const std::vector<float> got =
         Copy(*sums, shards.NumBlocksOf(job->rank()) * core::kBlockElems, stream.get());
     const std::vector<float> tree = ReferenceSum(layout, step, GetParam());
@@ -165,6 +172,57 @@ TEST(DeviceGradientReducer, SendsABucketWhenItsLastTensorIsReady) {
     ASSERT_EQ(cudaStreamSynchronize(stream.get()), cudaSuccess);
     ASSERT_TRUE(job->Barrier().ok());
   }
+}
+
+int64_t FreeBytes() {
+  size_t free = 0, total = 0;
+  EXPECT_EQ(cudaMemGetInfo(&free, &total), cudaSuccess);
+  return static_cast<int64_t>(free);
+}
+
+// The stand-in counts bytes; a device gives out whole pages.
+TEST_P(DeviceGradientReducerOverNccl, AllocatesWhatItsCostSays) {
+  const core::FlatLayout layout = TestLayout();
+  const ShardMap shards(layout, job->world_size(), kBucketBytes);
+  const core::TestStream stream;
+  for (const DeviceReduction reduction : {DeviceReduction::kOrdered, DeviceReduction::kFast}) {
+    const DeviceGradientReducerOptions options = {
+        .micro_batches_per_step = GetParam(), .reduction = reduction, .stream = stream.get()};
+    const int64_t before = FreeBytes();
+    const auto reducer = DeviceGradientReducer::Create(layout, shards, devices, options);
+    ASSERT_TRUE(reducer.ok()) << reducer.status();
+    const ReducerCost cost = DeviceGradientReducer::Cost(layout, shards, job->rank(), options);
+    const int64_t want = cost.leaf_bytes + cost.partial_bytes + cost.receive_bytes;
+#if defined(BITSHARD_ON_CUDAHOST)
+    EXPECT_EQ(before - FreeBytes(), want);
+#else
+    EXPECT_LE(before - FreeBytes(), want + 16 * (int64_t{2} << 20));
+#endif
+    ASSERT_EQ(cudaStreamSynchronize(stream.get()), cudaSuccess);
+  }
+}
+
+TEST(DeviceGradientReducer, SaysHowLongTheStreamWaitedForALateRank) {
+  if (job->world_size() == 1) GTEST_SKIP() << "one rank waits for nobody";
+  const core::FlatLayout layout = TestLayout();
+  const ShardMap shards(layout, job->world_size(), kBucketBytes);
+  const core::TestStream stream;
+  auto reducer = DeviceGradientReducer::Create(
+      layout, shards, devices,
+      {.micro_batches_per_step = job->world_size(), .stream = stream.get()});
+  ASSERT_TRUE(reducer.ok()) << reducer.status();
+  EXPECT_EQ((*reducer)->exposed_seconds(), 0);
+  ASSERT_TRUE(job->Barrier().ok());
+  if (job->rank() == 0) absl::SleepFor(absl::Milliseconds(300));
+  ASSERT_NO_FATAL_FAILURE(
+      RunDeviceStep(layout, 0, job->world_size(), stream.get(), reducer->get()));
+  ASSERT_TRUE((*reducer)->FinishStep().ok());
+  ASSERT_EQ(cudaStreamSynchronize(stream.get()), cudaSuccess);
+  const double waited = (*reducer)->exposed_seconds();
+  EXPECT_GE(waited, job->rank() == 0 ? 0 : 0.1);
+  EXPECT_LT(waited, 30);
+  EXPECT_EQ((*reducer)->exposed_seconds(), waited);
+  ASSERT_TRUE(job->Barrier().ok());
 }
 
 TEST(DeviceGradientReducer, RefusesMoreRanksThanMicroBatches) {

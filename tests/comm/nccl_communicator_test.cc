@@ -15,7 +15,12 @@ using testing::HasSubstr;
 
 class NcclCommunicatorTest : public testing::Test {
  protected:
-  NcclCommunicatorTest() { cudahost::Reset(); }
+  NcclCommunicatorTest() {
+    cudahost::Reset();
+    cudahost::Settings settings = cudahost::CurrentSettings();
+    settings.devices = 4;
+    cudahost::Configure(settings);
+  }
   ~NcclCommunicatorTest() override {
     cudahost::SetNcclFaults({});
     EXPECT_THAT(cudahost::LiveObjects(), testing::IsEmpty());
@@ -39,6 +44,31 @@ absl::Status CreateWith(const cudahost::NcclFaults& faults, int ranks, absl::Dur
     if (host.rank() == 0) result = comm.status();
   });
   return result;
+}
+
+TEST_F(NcclCommunicatorTest, RefusesTwoRanksOnOneGpu) {
+  RunOnThreads(3, absl::Seconds(60), [&](Communicator& host) {
+    NcclCommunicatorOptions options = QuickOptions(host);
+    if (host.rank() == 2) options.device = 0;
+    const auto comm = NcclCommunicator::Create(options);
+    EXPECT_EQ(core::KindOf(comm.status()), core::ErrorKind::kConfig) << comm.status();
+    EXPECT_THAT(std::string(comm.status().message()),
+                HasSubstr("ranks 0 and 2 both use GPU 0000:01:00.0 (UUID 01"));
+  });
+}
+
+TEST_F(NcclCommunicatorTest, NamesTheVariablesOfNccl) {
+  const std::vector<std::string> before = NcclEnvironment();
+  ASSERT_EQ(setenv("NCCL_SOCKET_IFNAME", "eth0", 1), 0);
+  ASSERT_EQ(setenv("NCCL_ALGO", "Ring\n", 1), 0);
+  ASSERT_EQ(setenv("NOT_NCCL_ALGO", "Tree", 1), 0);
+  const std::vector<std::string> now = NcclEnvironment();
+  EXPECT_THAT(now, testing::IsSupersetOf({"NCCL_ALGO=Ring\\x0a", "NCCL_SOCKET_IFNAME=eth0"}));
+  EXPECT_EQ(now.size(), before.size() + 2);
+  EXPECT_TRUE(std::is_sorted(now.begin(), now.end()));
+  EXPECT_EQ(unsetenv("NCCL_SOCKET_IFNAME"), 0);
+  EXPECT_EQ(unsetenv("NCCL_ALGO"), 0);
+  EXPECT_EQ(NcclEnvironment(), before);
 }
 
 TEST_F(NcclCommunicatorTest, SelfTestTellsThePermutationOfAnAllGather) {

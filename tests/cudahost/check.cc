@@ -75,8 +75,8 @@ std::string EventText(const Event& event) {
   Die([&event, bad, other, other_reads] {
     const uint64_t flags = FlagsOf(other);
     const std::string what = other_reads ? flags == kOneReader ? "read" : "read (one of several)"
-                             : flags == kAtomicWriter ? "atomic update"
-                                                      : "write";
+                             : (flags & kAtomicWriter) != 0 ? "atomic update"
+                                                            : "write";
     return "race: " + EventText(event) + ": " + DescribeThisThread() + "\n  with the " + what +
            " at " + SourceLineOf(PcOf(other)) + ": " +
            DescribeThread(BlockAt(TickOf(other)), ThreadOf(other)) + "\n  " + PlaceText(bad);
@@ -85,7 +85,7 @@ std::string EventText(const Event& event) {
 
 void CheckRecord(const Event& event, uintptr_t p, uint64_t access, uint32_t floor, Record* record) {
   const bool both_atomic =
-      event.access == Access::kAtomic && FlagsOf(record->writer) == kAtomicWriter;
+      event.access == Access::kAtomic && (FlagsOf(record->writer) & kAtomicWriter) != 0;
   if (!both_atomic && ConflictsWithWriter(record->writer, floor)) [[unlikely]] {
     DieOfRace(event, p, record->writer, false);
   }
@@ -99,11 +99,13 @@ void CheckRecord(const Event& event, uintptr_t p, uint64_t access, uint32_t floo
   record->writer = event.access == Access::kAtomic ? WithFlags(access, kAtomicWriter) : access;
 }
 
-Record* WordRecord(uintptr_t p) {
-  return reinterpret_cast<Record*>(kRecords + (p - kRegion) / 4 * sizeof(Record));
-}
-Record* ByteRecord(uintptr_t p) {
-  return reinterpret_cast<Record*>(kByteRecords + (p - kRegion) * sizeof(Record));
+// From now on the words of the quad have records of their own.
+void SplitQuad(uintptr_t p) {
+  Record* quad = QuadRecord(p);
+  if (quad->reader == kSplit || p - kRegion < kSharedBytes) return;
+  Record* words = WordRecord(p & ~uintptr_t{15});
+  for (int i = 0; i < 4; ++i) words[i] = *quad;
+  quad->reader = kSplit;
 }
 
 void CheckByte(const Event& event, uintptr_t p, uint64_t access, uint32_t floor) {
@@ -127,11 +129,28 @@ void CheckWord(const Event& event, uintptr_t p, uint64_t access, uint32_t floor)
   if (event.access != Access::kRead) *word = {ByteRecord(p)->writer, 0};
 }
 
+void CheckQuad(const Event& event, uintptr_t p, uint64_t access, uint32_t floor) {
+  Record* quad = QuadRecord(p);
+  if (quad->reader != kSplit) [[likely]] {
+    CheckRecord(event, p, access, floor, quad);
+    return;
+  }
+  for (uintptr_t i = 0; i < 16; i += 4) CheckWord(event, p + i, access, floor);
+  // As in CheckWord.
+  if (event.access != Access::kRead) *quad = {WordRecord(p)->writer, 0};
+}
+
 void CheckRaces(const Event& event) {
   const uint64_t access = ThisAccess(event.pc);
   const uint32_t floor = event.p - kRegion < kSharedBytes ? g_clock.block : g_clock.launch;
   const uintptr_t end = event.p + event.bytes;
   for (uintptr_t p = event.p; p < end;) {
+    if (p % 16 == 0 && end - p >= 16 && p - kRegion >= kSharedBytes) {
+      CheckQuad(event, p, access, floor);
+      p += 16;
+      continue;
+    }
+    SplitQuad(p);
     if (p % 4 == 0 && end - p >= 4) {
       CheckWord(event, p, access, floor);
       p += 4;
@@ -223,6 +242,17 @@ void OnAccess(Access access, const void* pointer, size_t bytes, uintptr_t pc) {
   if (!in_region) return OutsideAccess(event);
   if (!AllInitialised(event)) CheckStates(event);
   CheckRaces(event);
+}
+
+void OnMisaligned(const void* pointer, const Misaligned& access) {
+  if (!g_kernel_code) return;  // Undefined as well, but the machine does it.
+  Die([pointer, &access] {
+    const uintptr_t p = reinterpret_cast<uintptr_t>(pointer);
+    const std::string place = InRegion(p) ? PlaceText(p) : "in the thread's own memory";
+    return "misaligned: " + std::string(Verb(access.access)) + " of " + access.type + " at " +
+           SourceLine(access.file, access.line) + ": " + DescribeThisThread() + "\n  address " +
+           Hex(p) + " is no multiple of " + std::to_string(access.alignment) + ": " + place;
+  });
 }
 
 void SetManagedHooks(ManagedHook kernel, ManagedHook host) {

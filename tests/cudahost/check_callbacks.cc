@@ -2,6 +2,7 @@
 // host code are carried out as they are; kernels use those of tests/cudahost/cudahost.h.
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "tests/cudahost/check.h"
 #include "tests/cudahost/check_fast.h"
@@ -66,6 +67,16 @@ void __tsan_read_range(void* p, size_t bytes) {
 }
 void __tsan_write_range(void* p, size_t bytes) {
   cudahost::OnAccess(cudahost::Access::kWrite, p, bytes, CUDAHOST_RETURN);
+}
+// What device_functions.h makes of memcpy, memmove and memset, which are not instrumented.
+void* cudahost_memcpy(void* to, const void* from, size_t bytes) noexcept {
+  cudahost::OnAccess(cudahost::Access::kRead, from, bytes, CUDAHOST_RETURN);
+  cudahost::OnAccess(cudahost::Access::kWrite, to, bytes, CUDAHOST_RETURN);
+  return std::memmove(to, from, bytes);
+}
+void* cudahost_memset(void* to, int value, size_t bytes) noexcept {
+  cudahost::OnAccess(cudahost::Access::kWrite, to, bytes, CUDAHOST_RETURN);
+  return std::memset(to, value, bytes);
 }
 CUDAHOST_ATOMICS(8, uint8_t)
 CUDAHOST_ATOMICS(16, uint16_t)

@@ -1,6 +1,6 @@
-// The accesses that nearly all are, without a call: initialised device or shared memory, last
-// touched by an earlier launch, before the last barrier or by the thread itself. Everything else is
-// left to OnAccess (check.h), which decides anew; so what stands here may only be too careful.
+// The accesses that nearly all are, without a call: aligned ones of whole words, initialised and
+// ordered, by a kernel or in its own stack. Everything else is left to OnAccess (check.h), which
+// decides anew; so what stands here may only be too careful.
 #ifndef BITSHARD_TESTS_CUDAHOST_CHECK_FAST_H_
 #define BITSHARD_TESTS_CUDAHOST_CHECK_FAST_H_
 
@@ -14,85 +14,147 @@
 
 namespace cudahost {
 
-// Whether the running thread made this access since its block began, alone.
-inline bool Mine(uint64_t word) {
-  return word >= g_clock.block_word && ((word ^ g_clock.access) & uint64_t{1023} << 26) == 0 &&
-         FlagsOf(word) == 0;
+#define CUDAHOST_FAST [[gnu::always_inline]] inline
+
+// Whether a writer is ordered before the running thread, whatever the state of warps. `floor`: as
+// in check_record.h.
+CUDAHOST_FAST bool FastWriterOrdered(uint64_t writer, uint64_t floor) {
+  if (writer < floor) return true;
+  if (writer >= g_clock.barrier_word) return SameThread(writer, g_clock.access);
+  return writer >= g_clock.block_word;
 }
 
-template <bool kWrite, bool kShared>
-[[gnu::always_inline]] inline bool FastRecord(Record* record, uint64_t access) {
-  const uint64_t writer = record->writer;
-  const uint64_t reader = record->reader;
-  if (kShared) {
-    if (writer >= g_clock.barrier_word && !Mine(writer)) return false;
-    if (!kWrite) {
-      if (reader < g_clock.barrier_word) {
-        record->reader = access;
-        return true;
-      }
-      return FlagsOf(reader) == kSeveralWarps && reader != kSplit;
-    }
-    if (reader >= g_clock.barrier_word && !Mine(reader)) return false;
-  } else {
-    if (writer >= g_clock.launch_word && !Mine(writer)) return false;
-    if (reader >= g_clock.launch_word && !Mine(reader)) return false;
-    if (!kWrite) {
-      record->reader = access;
+// The same of readers, when the running thread writes.
+CUDAHOST_FAST bool FastReadersOrdered(uint64_t reader, uint64_t floor) {
+  if (reader < floor) return true;
+  if (reader >= g_clock.barrier_word) {
+    return SameThread(reader, g_clock.access) && FlagsOf(reader) == kOneReader;
+  }
+  return reader >= g_clock.block_word && FlagsOf(reader) != kSeveralBlocks;
+}
+
+// MergeReader (check_record.h); false for a word whose bytes have records of their own.
+CUDAHOST_FAST bool FastMergeReader(Record* record, uint64_t access, uint64_t floor) {
+  const uint64_t before = record->reader;
+  uint64_t flags = 0;
+  if (before >= floor) {
+    flags = FlagsOf(before);
+    if (flags == kSeveralBlocks) return before != kSplit;
+    if (before < g_clock.block_word) {
+      flags = kSeveralBlocks;
+    } else if (before < g_clock.barrier_word) {
+      flags = kOneReader;
+    } else if (flags == kSeveralWarps) {
       return true;
+    } else if (!SameWarp(before, access)) {
+      flags = kSeveralWarps;
+    } else if (!SameThread(before, access)) {
+      flags = TickOf(before) < g_clock.warp->full_sync ? kOneReader : kSeveralLanes;
     }
   }
+  record->reader = WithFlags(access, flags);
+  return true;
+}
+
+// Whether all kBytes bytes are live, initialised and only kernels' to see; a write makes them
+// initialised.
+template <size_t kBytes, bool kWrite>
+CUDAHOST_FAST bool FastStates(uintptr_t p) {
+  constexpr uint64_t kOnes = ~uint64_t{0} / 255 >> (64 - 8 * kBytes);
+  uint64_t states = 0;
+  std::memcpy(&states, StatesAt(p), kBytes);
+  if (states == kOnes * (kLive | kInitialised)) return true;
+  if (!kWrite || states != kOnes * kLive) return false;
+  states = kOnes * (kLive | kInitialised);
+  std::memcpy(StatesAt(p), &states, kBytes);
+  return true;
+}
+
+// A word of shared memory: what this block wrote is live and initialised.
+template <bool kWrite>
+CUDAHOST_FAST bool FastShared(uintptr_t p, Record* record, uint64_t access) {
+  const uint64_t floor = g_clock.block_word;
+  if (record->writer < floor) {
+    if (!kWrite || record->reader == kSplit || !FastStates<4, true>(p)) return false;
+  } else if (!FastWriterOrdered(record->writer, floor)) {
+    return false;
+  }
+  if (!kWrite) return FastMergeReader(record, access, floor);
+  if (!FastReadersOrdered(record->reader, floor)) return false;
   record->writer = access;
   return true;
 }
 
-// The states of kBytes bytes: all initialised; for a write, made so when they are plain and live.
+// A word or a quad of device memory.
 template <size_t kBytes, bool kWrite>
-[[gnu::always_inline]] inline bool FastStates(uintptr_t p) {
-  constexpr size_t kChunk = kBytes < 8 ? kBytes : 8;
-  constexpr uint64_t kOnes = ~uint64_t{0} / 255 >> (64 - 8 * kChunk);
-  for (size_t i = 0; i < kBytes; i += kChunk) {
-    uint64_t states = 0;
-    std::memcpy(&states, StatesAt(p + i), kChunk);
-    if (states == kOnes * (kLive | kInitialised)) continue;
-    if (!kWrite || states != kOnes * kLive) return false;
-    states = kOnes * (kLive | kInitialised);
-    std::memcpy(StatesAt(p + i), &states, kChunk);
+CUDAHOST_FAST bool FastDevice(uintptr_t p, Record* record, uint64_t access) {
+  const uint64_t floor = g_clock.launch_word;
+  const uint64_t writer = record->writer;
+  if ((FlagsOf(writer) & kPlain) == 0) {
+    if (record->reader == kSplit) return false;
+    for (size_t i = 0; i < kBytes; i += 4) {
+      if (!FastStates<4, kWrite>(p + i)) return false;
+    }
+    record->writer = WithFlags(writer, kPlain);
   }
+  if (!FastWriterOrdered(writer, floor)) return false;
+  if (!kWrite) return FastMergeReader(record, access, floor);
+  if (!FastReadersOrdered(record->reader, floor)) return false;
+  record->writer = WithFlags(access, kPlain);
   return true;
 }
 
-template <size_t kBytes, bool kWrite, bool kShared>
-[[gnu::always_inline]] inline bool FastRecords(uintptr_t p, uint64_t access) {
-  auto* word = reinterpret_cast<Record*>(kRecords + (p - kRegion) / 4 * sizeof(Record));
-  if constexpr (kBytes < 4) {
-    if (word->reader != kSplit) return false;
-    auto* bytes = reinterpret_cast<Record*>(kByteRecords + (p - kRegion) * sizeof(Record));
-    for (size_t i = 0; i < kBytes; ++i) {
-      if (!FastRecord<kWrite, kShared>(bytes + i, access)) return false;
+// Whether the words of a quad have records of their own; makes a quad so that was never touched.
+CUDAHOST_FAST bool FastSplit(Record* quad) {
+  if (quad->reader == kSplit) return true;
+  if ((quad->reader | quad->writer) != 0) return false;
+  quad->reader = kSplit;
+  return true;
+}
+
+// kBytes < 4: bytes whose word has been touched in parts before.
+template <size_t kBytes, bool kWrite>
+CUDAHOST_FAST bool FastBytes(uintptr_t p, const Record* word, uint64_t access) {
+  if (word->reader != kSplit || !FastStates<kBytes, kWrite>(p)) return false;
+  const uint64_t floor = p - kRegion < kSharedBytes ? g_clock.block_word : g_clock.launch_word;
+  Record* bytes = ByteRecord(p);
+  for (size_t i = 0; i < kBytes; ++i) {
+    if (!FastWriterOrdered(bytes[i].writer, floor)) return false;
+    if (!kWrite) {
+      if (!FastMergeReader(bytes + i, access, floor)) return false;
+    } else {
+      if (!FastReadersOrdered(bytes[i].reader, floor)) return false;
+      bytes[i].writer = access;
     }
-    return true;
-  }
-  for (size_t i = 0; i < kBytes / 4; ++i) {
-    if (!FastRecord<kWrite, kShared>(word + i, access)) return false;
   }
   return true;
 }
 
 // False when OnAccess must look.
 template <size_t kBytes, bool kWrite>
-[[gnu::always_inline]] inline bool FastAccess(const void* pointer, uintptr_t pc) {
+CUDAHOST_FAST bool FastAccess(const void* pointer, uintptr_t pc) {
   const uintptr_t p = reinterpret_cast<uintptr_t>(pointer);
   const uintptr_t frame = reinterpret_cast<uintptr_t>(__builtin_dwarf_cfa());  // Needs no %rbp.
-  const bool on_fiber = InStackPool(frame);
-  if (!InRegion(p)) return !on_fiber || OnSameStack(p, frame);
-  if (!on_fiber || !g_kernel_code || p % kBytes != 0) return false;
-  if (!FastStates<kBytes, kWrite>(p)) return false;
-  const uint64_t offset = pc - reinterpret_cast<uintptr_t>(&__executable_start);
-  const uint64_t access = g_clock.access | (offset < 0x1000000 ? offset : 0);
-  return p - kRegion < kSharedBytes ? FastRecords<kBytes, kWrite, true>(p, access)
-                                    : FastRecords<kBytes, kWrite, false>(p, access);
+  if (!InRegion(p)) return OnSameStack(p, frame) || !InStackPool(frame);
+  if (!g_kernel_code || p % kBytes != 0 || !InStackPool(frame)) return false;
+  const uint64_t access = ThisAccess(pc);
+  if constexpr (kBytes < 4) return FastBytes<kBytes, kWrite>(p, WordRecord(p), access);
+  if (p - kRegion < kSharedBytes) {
+    for (size_t i = 0; i < kBytes; i += 4) {
+      if (!FastShared<kWrite>(p + i, WordRecord(p + i), access)) return false;
+    }
+    return true;
+  }
+  Record* quad = QuadRecord(p);
+  if (kBytes == 16 && quad->reader != kSplit) return FastDevice<16, kWrite>(p, quad, access);
+  if (kBytes < 16 && !FastSplit(quad)) return false;
+  for (size_t i = 0; i < kBytes; i += 4) {
+    if (!FastDevice<4, kWrite>(p + i, WordRecord(p + i), access)) return false;
+  }
+  return true;
 }
+
+#undef CUDAHOST_FAST
 
 }  // namespace cudahost
 

@@ -1,14 +1,16 @@
 // One access in 64 bits, and the rules of clock.h on it.
 //
-//   63..36 tick   35..26 thread   25..24 flags   23..0 pc, from the begin of the program
+//   63..36 tick   35..26 thread   25..24 flags   23..0 pc, its low bits
 #ifndef BITSHARD_TESTS_CUDAHOST_CHECK_RECORD_H_
 #define BITSHARD_TESTS_CUDAHOST_CHECK_RECORD_H_
 
 #include <cstdint>
 
 #include "tests/cudahost/clock.h"
+#include "tests/cudahost/shadow.h"
 
 extern "C" const char __executable_start;
+extern "C" const char etext;  // Where the program's code ends.
 
 namespace cudahost {
 
@@ -22,25 +24,40 @@ inline constexpr uint64_t kOneReader = 0;
 inline constexpr uint64_t kSeveralLanes = 1;
 inline constexpr uint64_t kSeveralWarps = 2;
 inline constexpr uint64_t kSeveralBlocks = 3;
-// Flag of a writer.
+// Flags of a writer, any of them. kPlain: all bytes of the word or quad were found to be
+// initialised device memory that only kernels can see. What ends that clears the record (heap.cc),
+// so that an access needs no look at the states.
 inline constexpr uint64_t kAtomicWriter = 1;
-// The reader of a word whose bytes have records of their own.
+inline constexpr uint64_t kPlain = 2;
+// The reader of a quad whose words have records of their own, or of a word whose bytes have.
 inline constexpr uint64_t kSplit = ~uint64_t{0};
+
+inline Record* QuadRecord(uintptr_t p) {
+  return reinterpret_cast<Record*>(kQuadRecords + (p - kRegion) / 16 * sizeof(Record));
+}
+inline Record* WordRecord(uintptr_t p) {
+  return reinterpret_cast<Record*>(kRecords + (p - kRegion) / 4 * sizeof(Record));
+}
+inline Record* ByteRecord(uintptr_t p) {
+  return reinterpret_cast<Record*>(kByteRecords + (p - kRegion) * sizeof(Record));
+}
 
 inline uint32_t TickOf(uint64_t word) { return static_cast<uint32_t>(word >> 36); }
 inline uint32_t ThreadOf(uint64_t word) { return static_cast<uint32_t>(word >> 26) & 1023; }
 inline uint64_t FlagsOf(uint64_t word) { return word >> 24 & 3; }
 inline uint64_t WithFlags(uint64_t word, uint64_t flags) { return word | flags << 24; }
+inline bool SameThread(uint64_t a, uint64_t b) { return ((a ^ b) & uint64_t{1023} << 26) == 0; }
+inline bool SameWarp(uint64_t a, uint64_t b) { return ((a ^ b) & uint64_t{1023 & ~31} << 26) == 0; }
+// 0 in a program of more than 16 MiB: it could be one of several.
 inline uintptr_t PcOf(uint64_t word) {
-  return (word & 0xFFFFFF) + reinterpret_cast<uintptr_t>(&__executable_start);
+  constexpr uintptr_t kMask = 0xFFFFFF;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(&__executable_start);
+  if (reinterpret_cast<uintptr_t>(&etext) - begin > kMask) return 0;
+  return begin + ((word - begin) & kMask);
 }
 
 // The running thread's access, with no flags.
-inline uint64_t ThisAccess(uintptr_t pc) {
-  const uint64_t offset = pc - reinterpret_cast<uintptr_t>(&__executable_start);
-  return uint64_t{g_clock.thread_tick} << 36 | uint64_t{g_clock.thread} << 26 |
-         (offset < 0x1000000 ? offset : 0);
-}
+inline uint64_t ThisAccess(uintptr_t pc) { return g_clock.access | (pc & 0xFFFFFF); }
 
 // `floor`: accesses before this tick do not count; the begin of the launch, for shared memory that
 // of the block.

@@ -93,8 +93,7 @@ void ClockSyncWarp(uint32_t warp, uint32_t mask, uint32_t all_lanes) {
 
 void ClockSwitchTo(uint32_t thread) {
   g_clock.thread = thread;
-  g_clock.thread_tick = g_clock.ticks[thread];
-  g_clock.access = uint64_t{g_clock.thread_tick} << 36 | uint64_t{thread} << 26;
+  g_clock.access = uint64_t{g_clock.ticks[thread]} << 36 | uint64_t{thread} << 26;
   g_clock.warp = &g_warps[thread / kLanes];
 }
 

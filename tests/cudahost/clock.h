@@ -34,9 +34,8 @@ struct Clock {
   uint32_t launch = 0;
   uint32_t block = 0;
   uint32_t barrier = 0;
-  uint32_t thread = 0;       // The one that runs, in its block.
-  uint32_t thread_tick = 0;  // Of the one that runs.
-  uint64_t access = 0;       // What the running thread's accesses have in common (check_record.h).
+  uint32_t thread = 0;  // The one that runs, in its block.
+  uint64_t access = 0;  // What the running thread's accesses have in common (check_record.h).
   // `launch`, `block` and `barrier` as the smallest access of that tick.
   uint64_t launch_word = 0;
   uint64_t block_word = 0;

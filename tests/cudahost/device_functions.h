@@ -1,11 +1,12 @@
-// Device functions that nvcc knows by itself: atomics, loads and stores with cache hints, and the
-// arithmetic that IEEE 754 or integer rules define to the bit.
+// Device functions that nvcc knows by itself: atomics, loads and stores with cache hints, copies,
+// and the arithmetic that IEEE 754 or integer rules define to the bit.
 #ifndef BITSHARD_TESTS_CUDAHOST_DEVICE_FUNCTIONS_H_
 #define BITSHARD_TESTS_CUDAHOST_DEVICE_FUNCTIONS_H_
 
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "tests/cudahost/check.h"
 
@@ -132,5 +133,29 @@ CUDAHOST_INLINE double __dsqrt_rn(double x) { return std::sqrt(x); }
 CUDAHOST_INLINE double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 
 #undef CUDAHOST_INLINE
+
+#if defined(__SANITIZE_THREAD__)
+// As C libraries replace functions by checking ones. What stays the compiler's is made plain loads
+// and stores, which are instrumented.
+extern "C" {
+void* cudahost_memcpy(void* to, const void* from, size_t bytes) noexcept;
+void* cudahost_memset(void* to, int value, size_t bytes) noexcept;
+
+#define CUDAHOST_REPLACED inline __attribute__((always_inline, gnu_inline, artificial))
+CUDAHOST_REPLACED void* memcpy(void* to, const void* from, size_t bytes) noexcept {
+  if (__builtin_constant_p(bytes) && bytes <= 8 && (bytes & (bytes - 1)) == 0) {
+    return __builtin_memcpy(to, from, bytes);
+  }
+  return cudahost_memcpy(to, from, bytes);
+}
+CUDAHOST_REPLACED void* memmove(void* to, const void* from, size_t bytes) noexcept {
+  return cudahost_memcpy(to, from, bytes);
+}
+CUDAHOST_REPLACED void* memset(void* to, int value, size_t bytes) noexcept {
+  return cudahost_memset(to, value, bytes);
+}
+#undef CUDAHOST_REPLACED
+}  // extern "C"
+#endif
 
 #endif  // BITSHARD_TESTS_CUDAHOST_DEVICE_FUNCTIONS_H_

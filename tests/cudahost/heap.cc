@@ -11,6 +11,7 @@
 #include <mutex>
 #include <string_view>
 
+#include "tests/cudahost/check_record.h"
 #include "tests/cudahost/shadow.h"
 
 namespace cudahost {
@@ -84,6 +85,19 @@ void Discard(uintptr_t begin, size_t bytes) {
   if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
 }
 
+// What was never touched is not written: it takes no memory.
+void ClearPlain(Record* record) {
+  if ((FlagsOf(record->writer) & kPlain) != 0) record->writer &= ~WithFlags(0, kPlain);
+}
+
+// The next access of these bytes looks at their states.
+void ClearPlain(uintptr_t p, size_t bytes) {
+  for (uintptr_t at = p & ~uintptr_t{15}; at < p + bytes; at += 4) {
+    if (at % 16 == 0) ClearPlain(QuadRecord(at));
+    ClearPlain(WordRecord(at));
+  }
+}
+
 const Buffer* FindLocked(const Heap& heap, uintptr_t p) {
   if (!InRegion(p)) return nullptr;
   if (p < kRegion + kSharedBytes) {
@@ -110,12 +124,14 @@ void ReserveRegion() {
   std::call_once(once, [] {
     Map(kRegion, kRegionBytes);
     Map(kStates, kRegionBytes);
+    Map(kQuadRecords, kRegionBytes);
     Map(kRecords, kRegionBytes * 4);
     Map(kByteRecords, kRegionBytes * 16);
   });
 }
 
 void ClearRecords() {
+  madvise(reinterpret_cast<void*>(kQuadRecords), kRegionBytes, MADV_DONTNEED);
   madvise(reinterpret_cast<void*>(kRecords), kRegionBytes * 4, MADV_DONTNEED);
   madvise(reinterpret_cast<void*>(kByteRecords), kRegionBytes * 16, MADV_DONTNEED);
 }
@@ -156,6 +172,11 @@ void HeapFree(std::byte* data) {
   std::memset(StatesAt(Address(data)), 0, buffer.bytes);
   const uintptr_t offset = Address(data) - kRegion;
   Discard(Address(data), buffer.bytes);
+  // Those records that are not in whole pages.
+  constexpr size_t kPage = 4096;
+  ClearPlain(Address(data), std::min(buffer.bytes, kPage));
+  if (buffer.bytes > kPage) ClearPlain(Address(data) + buffer.bytes - kPage, kPage);
+  Discard(kQuadRecords + offset, buffer.bytes);
   Discard(kRecords + offset * 4, buffer.bytes * 4);
   Discard(kByteRecords + offset * 16, buffer.bytes * 16);
 }
@@ -221,9 +242,12 @@ void HeapCopyShadow(void* to, const void* from, size_t bytes) {
   }
   uint8_t* target = StatesAt(Address(to));
   const uint8_t* source = StatesAt(Address(from));
+  bool whole = true;
   for (size_t i = 0; i < bytes; ++i) {
     target[i] = static_cast<uint8_t>((target[i] & ~kInitialised) | (source[i] & kInitialised));
+    whole &= (source[i] & kInitialised) != 0;
   }
+  if (!whole) ClearPlain(Address(to), bytes);
 }
 
 std::optional<size_t> HeapFirstUninitialised(const void* p, size_t bytes) {

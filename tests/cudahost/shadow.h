@@ -3,8 +3,11 @@
 //
 //   region         1 byte      the buffers
 //   states         1 byte each a set of kLive, kInitialised, kHostVisible; 0: a gap or freed
-//   records        16 bytes for 4 bytes: last writer and reader of an aligned word
-//   byte records   16 bytes for 1 byte: the same, in use where a word was touched in parts
+//   quad records   16 bytes for 16 bytes: last writer and reader of four aligned words; not of
+//   shared
+//                  memory
+//   records        16 bytes for 4 bytes: the same of a word, in use where a quad was touched in
+//   parts byte records   16 bytes for 1 byte: the same, in use where a word was touched in parts
 #ifndef BITSHARD_TESTS_CUDAHOST_SHADOW_H_
 #define BITSHARD_TESTS_CUDAHOST_SHADOW_H_
 
@@ -17,6 +20,7 @@ inline constexpr uintptr_t kRegion = 0x2000'0000'0000;
 inline constexpr uintptr_t kRegionBytes = 0x10'0000'0000;  // 64 GiB of addresses, not of memory
 inline constexpr uintptr_t kStates = 0x2100'0000'0000;
 inline constexpr uintptr_t kRecords = 0x2200'0000'0000;
+inline constexpr uintptr_t kQuadRecords = 0x2300'0000'0000;
 inline constexpr uintptr_t kByteRecords = 0x2400'0000'0000;
 // The arena of block-shared memory begins the region.
 inline constexpr uintptr_t kSharedBytes = 1 << 20;

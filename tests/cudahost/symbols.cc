@@ -70,6 +70,8 @@ std::vector<Frame> Frames(uintptr_t pc) {
 std::string WithoutRoot(std::string_view path) {
   constexpr std::string_view kRoot = BITSHARD_SOURCE_DIR "/";
   if (path.starts_with(kRoot)) path.remove_prefix(kRoot.size());
+  // With CCACHE_BASEDIR paths begin at the build folder.
+  if (const size_t up = path.rfind("../"); up != path.npos) path.remove_prefix(up + 3);
   return std::string(path.substr(0, path.find(" (")));  // " (discriminator 3)"
 }
 

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "comm/thread_communicator.h"
+#include "core/cuda_stream.h"
 #include "core/rng.h"
 #include "optim/sharded_optimizer.h"
-#include "paging/cuda_stream.h"
 
 namespace bitshard::optim {
 namespace {
@@ -122,7 +122,7 @@ INSTANTIATE_TEST_SUITE_P(Tiers, DeviceShardTest,
 void DeviceShardTest::StepAsOneOf(int world_size, const Result& want) {
   const core::FlatLayout layout = Layout();
   const comm::ShardMap shards(layout, world_size, 1 << 20);
-  const auto stream = paging::Stream::Create();
+  const auto stream = core::Stream::Create();
   ASSERT_TRUE(stream.ok()) << stream.status();
   for (int rank = 0; rank < world_size; ++rank) {
     SCOPED_TRACE(rank);

@@ -6,8 +6,8 @@
 
 #include <vector>
 
+#include "core/cuda_stream.h"
 #include "core/error.h"
-#include "paging/cuda_stream.h"
 
 namespace bitshard::paging {
 namespace {
@@ -24,7 +24,7 @@ using Resources = testing::Types<DeviceResource, ManagedResource, PinnedResource
 TYPED_TEST_SUITE(CudaResourceConformance, Resources);
 
 TYPED_TEST(CudaResourceConformance, GivesAlignedMemoryThatTheDeviceCanUse) {
-  const auto stream = Stream::Create();
+  const auto stream = core::Stream::Create();
   ASSERT_TRUE(stream.ok()) << stream.status();
   for (const int64_t bytes : {int64_t{1}, int64_t{63}, int64_t{4096}, int64_t{100001}}) {
     const auto memory = Allocation<TypeParam>::Create(&this->resource_, bytes, "test");

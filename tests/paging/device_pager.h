@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/cuda_stream.h"
 #include "paging/cuda_resource.h"
-#include "paging/cuda_stream.h"
 #include "paging/device_paged_buffer.h"
 #include "tests/paging/pager_under_test.h"
 
@@ -22,7 +22,7 @@ namespace bitshard::paging {
 class DevicePager : public PagerUnderTest {
  public:
   explicit DevicePager(std::unique_ptr<DevicePagedBuffer> buffer) : buffer_(std::move(buffer)) {
-    for (Stream& stream : streams_) stream = *Stream::Create();
+    for (core::Stream& stream : streams_) stream = *core::Stream::Create();
   }
   ~DevicePager() override { Wait(); }
 
@@ -87,11 +87,11 @@ class DevicePager : public PagerUnderTest {
     EXPECT_EQ(cudaMemcpyAsync(to, from, kPageBytes, cudaMemcpyDefault, stream), cudaSuccess);
   }
   void Wait() {
-    for (const Stream& stream : streams_) EXPECT_TRUE(stream.Synchronize().ok());
+    for (const core::Stream& stream : streams_) EXPECT_TRUE(stream.Synchronize().ok());
   }
 
   std::unique_ptr<DevicePagedBuffer> buffer_;
-  Stream streams_[2];
+  core::Stream streams_[2];
   PinnedResource pinned_;
   std::vector<Slot> slots_;
   std::map<int64_t, Use> acquired_;

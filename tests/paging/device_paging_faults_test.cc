@@ -88,7 +88,7 @@ TEST_F(OnStandIn, ManagedPagesMoveByPlanAlone) {
 // So that an access from the device would be carried out where the page is, and not move it.
 TEST_F(OnStandIn, ManagedPagesPreferTheHost) {
   auto buffer = MakeDeviceBuffer(DeviceTier::kManaged, 2);
-  const Stream stream = *Stream::Create();
+  const core::Stream stream = *core::Stream::Create();
   ASSERT_TRUE(buffer->BeginWalk().ok());
   const absl::StatusOr<std::byte*> page = buffer->Acquire(0, stream.get());
   ASSERT_TRUE(page.ok()) << page.status();
@@ -142,7 +142,7 @@ absl::Status CreateAndWalk(DeviceTier tier) {
   auto buffer =
       DevicePagedBuffer::Create(kPages, kPageBytes, {.tier = tier, .budget_bytes = 2 * stride});
   BITSHARD_RETURN_IF_ERROR(buffer.status());
-  BITSHARD_ASSIGN_OR_RETURN(const Stream stream, Stream::Create());
+  BITSHARD_ASSIGN_OR_RETURN(const core::Stream stream, core::Stream::Create());
   for (int walk = 0; walk < 2; ++walk) {
     BITSHARD_RETURN_IF_ERROR((*buffer)->BeginWalk());
     for (int64_t page = 0; page < kPages; ++page) {
@@ -179,7 +179,7 @@ TEST_P(DevicePagingFaults, EveryCallThatFailsOnceIsAnErrorWithoutALeak) {
 
 TEST_F(OnStandIn, AFailedPagerStaysSo) {
   const auto buffer = MakeDeviceBuffer(DeviceTier::kPinned, 2);
-  const auto stream = Stream::Create();
+  const auto stream = core::Stream::Create();
   cudahost::FailCall("cudaMemsetAsync", 1, cudaErrorInvalidValue);
   const absl::Status first = buffer->Acquire(3, stream->get()).status();
   EXPECT_FALSE(first.ok());

@@ -159,10 +159,33 @@ __global__ void AtomicAndPlain(Buffers b) {
   }
 }
 
+__global__ void CopyPastEnd(Buffers b) {
+  if (Index() == 0) memcpy(b.out, b.in, static_cast<size_t>(b.n + 1) * sizeof(float));  // HERE
+}
+
+__global__ void UninitialisedCopy(Buffers b) {
+  if (Index() < 8) memcpy(b.out + 8 * Index(), b.in + 8 * Index(), 32);  // HERE
+}
+
+__global__ void FillAndWrite(Buffers b) {
+  if (Index() == 0) memset(b.words, 0, 64);  // HERE
+  if (Index() == 33) b.words[9] = 1;         // THERE
+}
+
+__global__ void MisalignedRead(Buffers b) {
+  const float4 quad = *reinterpret_cast<const float4*>(b.in + Index() / 2);  // HERE
+  b.out[Index()] = quad.x + quad.w;
+}
+
+__global__ void MisalignedWrite(Buffers b) {
+  const size_t at = Index() / 2 * 2;
+  if (Index() % 2 == 0) *reinterpret_cast<uint32_t*>(b.bytes + at) = 1;  // HERE
+}
+
 __global__ void HostPointer(Buffers b) { b.out[Index()] = b.in[Index()]; }  // HERE
 
 using Kernel = void (*)(Buffers);
-constexpr std::array<std::pair<std::string_view, Kernel>, 25> kKernels = {{
+constexpr std::array<std::pair<std::string_view, Kernel>, 30> kKernels = {{
     {"BarrierInBranch", BarrierInBranch},
     {"DifferentBarriers", DifferentBarriers},
     {"EarlyReturn", EarlyReturn},
@@ -187,6 +210,11 @@ constexpr std::array<std::pair<std::string_view, Kernel>, 25> kKernels = {{
     {"NoSyncwarp", NoSyncwarp},
     {"PartialSyncwarp", PartialSyncwarp},
     {"AtomicAndPlain", AtomicAndPlain},
+    {"CopyPastEnd", CopyPastEnd},
+    {"UninitialisedCopy", UninitialisedCopy},
+    {"FillAndWrite", FillAndWrite},
+    {"MisalignedRead", MisalignedRead},
+    {"MisalignedWrite", MisalignedWrite},
     {"HostPointer", HostPointer},
 }};
 

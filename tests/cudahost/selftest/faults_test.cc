@@ -68,7 +68,7 @@ TEST_P(Faults, AreReportedWithBothPlaces) {
                   .bytes = bytes.data(),
                   .n = static_cast<int64_t>(n)};
   const std::string kernel = fault.kernel;
-  if (kernel == "UninitialisedDevice") buffers.in = nothing.data();
+  if (kernel.starts_with("Uninitialised")) buffers.in = nothing.data();
   if (kernel == "HostPointer") buffers.in = host.data();
   if (kernel.ends_with("PastEnd")) {
     buffers.in = shorter.data();
@@ -110,6 +110,13 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"TableLoopTooLong", "out of bounds",
               "offset 1024, 0 bytes past the end of shared buffer 'table'"},
         Fault{"UninitialisedDevice", "uninitialised read", "of device buffer"},
+        Fault{"CopyPastEnd", "out of bounds", "offset 1020, 0 bytes past the end of device buffer"},
+        Fault{"UninitialisedCopy", "uninitialised read", "of device buffer"},
+        Fault{
+            "MisalignedRead", "misaligned",
+            "read of 'const (struct )?float4'.*no multiple of 16: offset [0-9]+ of device buffer"},
+        Fault{"MisalignedWrite", "misaligned",
+              "write of 'uint32_t'.*no multiple of 4: offset [0-9]+ of device buffer"},
         Fault{"OnlyOneLaneStores", "uninitialised read", "of shared buffer 'sums'"},
         Fault{"HostPointer", "kernel in host memory", "address 0x"}),
     testing::PrintToStringParamName());
@@ -120,6 +127,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Fault{"TwoBlocksOneWord", "race", "with the write at .*offset 0 of device"},
                     Fault{"TwoThreadsOneWord", "race", "with the write at .*offset [0-9]+ of dev"},
                     Fault{"BlocksReadAndWrite", "race", "with the (read|write).*offset 0 of dev"},
+                    Fault{"FillAndWrite", "race", "offset (0|36) of device buffer"},
                     Fault{"BytesOfOneWord", "race", "offset [4-7] of device buffer"},
                     Fault{"NoSyncwarp", "race", "of shared buffer 'tile'"},
                     Fault{"PartialSyncwarp", "race", "of shared buffer 'tile'"},

@@ -1,7 +1,7 @@
 // How long streams waited for events, measured on the device by a timed event on either side of the
 // wait, so that nobody on the host waits for the answer.
-#ifndef BITSHARD_PAGING_STALL_METER_H_
-#define BITSHARD_PAGING_STALL_METER_H_
+#ifndef BITSHARD_CORE_STALL_METER_H_
+#define BITSHARD_CORE_STALL_METER_H_
 
 #include <cuda_runtime_api.h>
 
@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "paging/cuda_stream.h"
+#include "core/cuda_stream.h"
 
-namespace bitshard::paging {
+namespace bitshard::core {
 
 /// Not thread-safe.
 class StallMeter {
@@ -34,6 +34,6 @@ class StallMeter {
   double seconds_ = 0;
 };
 
-}  // namespace bitshard::paging
+}  // namespace bitshard::core
 
-#endif  // BITSHARD_PAGING_STALL_METER_H_
+#endif  // BITSHARD_CORE_STALL_METER_H_

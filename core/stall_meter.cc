@@ -1,10 +1,10 @@
-#include "paging/stall_meter.h"
+#include "core/stall_meter.h"
 
 #include <utility>
 
 #include "core/status_macros.h"
 
-namespace bitshard::paging {
+namespace bitshard::core {
 
 absl::Status StallMeter::Wait(cudaStream_t stream, const Event& event) {
   BITSHARD_RETURN_IF_ERROR(Collect());
@@ -41,4 +41,4 @@ double StallMeter::Seconds() {
   return seconds_;
 }
 
-}  // namespace bitshard::paging
+}  // namespace bitshard::core

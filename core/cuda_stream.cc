@@ -1,9 +1,9 @@
-#include "paging/cuda_stream.h"
+#include "core/cuda_stream.h"
 
 #include "core/cuda_status.h"
 #include "core/status_macros.h"
 
-namespace bitshard::paging {
+namespace bitshard::core {
 
 // In the destructors an error means that the context is gone or broken, and with it the handle.
 
@@ -48,7 +48,7 @@ absl::Status Event::Synchronize() const {
 absl::StatusOr<bool> Event::IsComplete() const {
   const cudaError_t error = cudaEventQuery(event_);
   if (error == cudaErrorNotReady) return false;
-  BITSHARD_RETURN_IF_ERROR(core::CudaStatus(error, "cudaEventQuery", __FILE__, __LINE__));
+  BITSHARD_RETURN_IF_ERROR(CudaStatus(error, "cudaEventQuery", __FILE__, __LINE__));
   return true;
 }
 
@@ -59,4 +59,4 @@ absl::StatusOr<double> Event::MillisecondsSince(const Event& start) const {
   return static_cast<double>(milliseconds);
 }
 
-}  // namespace bitshard::paging
+}  // namespace bitshard::core

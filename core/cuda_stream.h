@@ -4,8 +4,8 @@
 //   BITSHARD_ASSIGN_OR_RETURN(const Event done, Event::Create());
 //   BITSHARD_RETURN_IF_ERROR(done.Record(copies.get()));
 //   BITSHARD_RETURN_IF_ERROR(done.MakeWait(compute));  // compute goes on after what copies holds
-#ifndef BITSHARD_PAGING_CUDA_STREAM_H_
-#define BITSHARD_PAGING_CUDA_STREAM_H_
+#ifndef BITSHARD_CORE_CUDA_STREAM_H_
+#define BITSHARD_CORE_CUDA_STREAM_H_
 
 #include <cuda_runtime_api.h>
 
@@ -14,7 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-namespace bitshard::paging {
+namespace bitshard::core {
 
 /// A stream that does not wait for the legacy NULL stream. Destroyed without waiting for what it
 /// holds: its owner synchronises first where memory depends on it.
@@ -66,6 +66,6 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-}  // namespace bitshard::paging
+}  // namespace bitshard::core
 
-#endif  // BITSHARD_PAGING_CUDA_STREAM_H_
+#endif  // BITSHARD_CORE_CUDA_STREAM_H_

@@ -1,5 +1,5 @@
-"""How the backend comes into bitsandbytes: in every order of imports, with warnings as errors, with AVX512-BF16 (without
-it: bitsandbytes_test.py), beside versions that it does not know. Each case is a process of its own."""
+"""How the backend comes into bitsandbytes: in every order of imports, with warnings as errors, with AVX512-BF16
+(without it: bitsandbytes_test.py), beside versions that it does not know. Each case is a process of its own."""
 
 import os
 import subprocess

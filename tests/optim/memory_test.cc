@@ -14,8 +14,11 @@
 #include <mutex>
 #include <vector>
 
+#include "comm/shard_map.h"
+#include "comm/thread_communicator.h"
 #include "core/parallel.h"
 #include "optim/optimizer.h"
+#include "optim/sharded_optimizer.h"
 
 // glibc's own, under names that nobody replaces.
 extern "C" {
@@ -152,6 +155,27 @@ TEST(Memory, LibTorchAdamWHoldsTwoBytesAParameterAndTwoScalesABlock) {
 
 TEST(Memory, LibTorchLionHoldsOneByteAParameterAndOneScaleABlock) {
   EXPECT_EQ(StateBytes<Lion>(kElems), kElems + kElems / 256 * 4);
+}
+
+// 8-bit state of one large tensor in the engine.
+int64_t EngineBytes(const char* name, int64_t n) {
+  const core::FlatLayout layout = *core::FlatLayout::Create({{"w", {n}}});
+  const comm::ShardMap shards(layout, 1, int64_t{1} << 30);
+  auto ranks = comm::ThreadCommunicator::Create(1);
+  ShardedOptimizerOptions options;
+  options.name = *ParseOptimizerName(name);
+  ledger.Start();
+  auto optimizer = ShardedOptimizer::Create(layout, shards, ranks[0].get(), options);
+  ledger.Stop();
+  EXPECT_TRUE(optimizer.ok()) << optimizer.status();
+  EXPECT_EQ(ledger.held(), ShardedOptimizer::StateBytes(layout, shards, 0, options)) << name;
+  return ledger.held();
+}
+
+TEST(Memory, EngineHoldsTwoBytesAParameterAndTwoScalesABlock) {
+  constexpr int64_t kOnePage = 1 << 19;  // What needs more takes whole pages of 2 MiB.
+  EXPECT_EQ(EngineBytes("adamw_8bit", kOnePage), kOnePage * 2 + kOnePage / 256 * 8);
+  EXPECT_EQ(EngineBytes("lion_8bit", kOnePage), kOnePage + kOnePage / 256 * 4);
 }
 
 TEST(Memory, AStepTakesNoMoreThanAFewBlocksAThread) {

@@ -47,13 +47,17 @@ void StatePages::Place(const core::FlatLayout& layout, int64_t tensor, core::Blo
                        int64_t* local, int64_t* used) {
   const core::FlatTensor& of = layout.tensor(tensor);
   const StateForm form = options_.forms[static_cast<size_t>(tensor)];
+  const auto fitting = [&](int64_t bytes) {
+    int64_t count = std::min(blocks.size(), bytes / BlockBytes(tensor));
+    while (count > 0 && SegmentBytes(count, form) > bytes) --count;  // What alignment takes.
+    return count;
+  };
   while (blocks.size() > 0) {
-    int64_t count = std::min(blocks.size(), (page_bytes_ - *used) / SegmentBytes(1, form) + 1);
-    while (count > 0 && *used + SegmentBytes(count, form) > page_bytes_) --count;
+    int64_t count = fitting(page_bytes_ - *used);
     const int64_t page = segments_.empty() ? 0 : segments_.back().page;
     if (count == 0) {
       *used = 0;
-      count = std::min(blocks.size(), page_bytes_ / SegmentBytes(1, form));
+      count = fitting(page_bytes_);
     }
     const bool new_page = !segments_.empty() && *used == 0;
     const int64_t first_elem = (blocks.begin - of.blocks.begin) * core::kBlockElems;

@@ -14,7 +14,7 @@
 //
 // Every function enqueues one kernel on `stream` and returns before it has run; nothing is
 // allocated, nothing synchronises; 0 rows or elements enqueue nothing. Rows are independent of each
-// other. The same arguments give the same bits on any device (trainer/model/device_math-inl.h): no
+// other. The same arguments give the same bits on any device (trainer/model/device_math.h): no
 // sum depends on the order in which threads run. Against the CPU's kernels: the same bits, except
 // where exp or a sum along a row is involved, whose last bits differ; tests state the bounds.
 // Errors: kConfig for a type that is neither; kInternal when a launch is refused.

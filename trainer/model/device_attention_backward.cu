@@ -25,28 +25,23 @@ __global__ void __launch_bounds__(kDotThreads)
     AttentionDotsKernel(DeviceAttentionBackwardArgs b, bool aligned) {
   const int64_t heads = b.forward.shape.heads, head_dim = b.forward.shape.head_dim;
   const int64_t items = b.forward.rows * heads;
-  const int team = static_cast<int>(threadIdx.x) / kDotLanes;
-  const int64_t lane = static_cast<int>(threadIdx.x) % kDotLanes;
-  // All lanes of a warp go round equally often: they exchange sums.
-  for (int64_t base = int64_t{blockIdx.x} * kDotsPerCta; base < items;
-       base += int64_t{gridDim.x} * kDotsPerCta) {
-    const int64_t item = base + team;
-    float dot = 0.0f;
-    if (item < items) {
-      const RowAccess<const T> out{static_cast<const T*>(b.forward.out) + item * head_dim, head_dim,
+  const int64_t item = int64_t{blockIdx.x} * kDotsPerCta + threadIdx.x / kDotLanes;
+  const int64_t lane = threadIdx.x % kDotLanes;
+  float dot = 0.0f;
+  if (item < items) {
+    const RowAccess<const T> out{static_cast<const T*>(b.forward.out) + item * head_dim, head_dim,
+                                 aligned};
+    const RowAccess<const T> d_out{static_cast<const T*>(b.d_out) + item * head_dim, head_dim,
                                    aligned};
-      const RowAccess<const T> d_out{static_cast<const T*>(b.d_out) + item * head_dim, head_dim,
-                                     aligned};
-      for (int64_t i = lane * kPack<T>; i < head_dim; i += kDotLanes * kPack<T>) {
-        const Pack<T> x = out.Load(i);
-        const Pack<T> y = d_out.Load(i);
-        BITSHARD_UNROLL
-        for (int j = 0; j < kPack<T>; ++j) dot = fmaf(x.at[j], y.at[j], dot);
-      }
+    for (int64_t i = lane * kPack<T>; i < head_dim; i += kDotLanes * kPack<T>) {
+      const Pack<T> x = out.Load(i);
+      const Pack<T> y = d_out.Load(i);
+      BITSHARD_UNROLL
+      for (int j = 0; j < kPack<T>; ++j) dot = fmaf(x.at[j], y.at[j], dot);
     }
-    dot = SumOfLanes(dot, kDotLanes);
-    if (lane == 0 && item < items) b.dots[item % heads * b.forward.rows + item / heads] = dot;
   }
+  dot = SumOfLanes(dot, kDotLanes);
+  if (lane == 0 && item < items) b.dots[item % heads * b.forward.rows + item / heads] = dot;
 }
 
 // What the gradient of a score needs of its query.

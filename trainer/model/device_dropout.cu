@@ -1,4 +1,4 @@
-// A warp takes a row at a time, so that the sample's stream is found once for all of it. A lane
+// A warp has a row, so that the sample's stream is found once for all of it. A lane
 // takes the eight elements that one random number decides on; where such groups do not begin with
 // the rows, it draws the number again for each element.
 #include "core/launch.h"
@@ -47,27 +47,26 @@ template <class T, bool kAdd>
 __global__ void __launch_bounds__(kThreads) DropoutKernel(DeviceDropoutArgs a, bool aligned) {
   const float scale = DropoutScale(a.key);
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpLanes;
-  for (; row < a.rows; row += int64_t{gridDim.x} * kWarps) {
-    const RowMask mask = {.stream = DropoutStream(a.key, a.sample_ids[row]),
-                          .first = a.positions[row] * a.n,
-                          .threshold = DropoutThreshold(a.key)};
-    const T* const x = static_cast<const T*>(a.x) + row * a.n;
-    T* const y = static_cast<T*>(a.y) + row * a.n;
-    if (aligned) {
-      for (int64_t i = int64_t{lane} * kDropoutElems; i < a.n; i += kWarpLanes * kDropoutElems) {
-        DropGroup<kAdd>(x + i, y + i, mask.Group(i), scale);
-      }
-      continue;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpLanes;
+  if (row >= a.rows) return;
+  const RowMask mask = {.stream = DropoutStream(a.key, a.sample_ids[row]),
+                        .first = a.positions[row] * a.n,
+                        .threshold = DropoutThreshold(a.key)};
+  const T* const x = static_cast<const T*>(a.x) + row * a.n;
+  T* const y = static_cast<T*>(a.y) + row * a.n;
+  if (aligned) {
+    for (int64_t i = int64_t{lane} * kDropoutElems; i < a.n; i += kWarpLanes * kDropoutElems) {
+      DropGroup<kAdd>(x + i, y + i, mask.Group(i), scale);
     }
-    for (int64_t i = lane; i < a.n; i += kWarpLanes) {
-      const bool kept = mask.Kept(i);
-      const float scaled = Widen(x[i]) * scale;
-      if (!kAdd) {
-        Round(kept ? scaled : 0.0f, y + i);
-      } else if (kept) {
-        Round(Widen(y[i]) + scaled, y + i);
-      }
+    return;
+  }
+  for (int64_t i = lane; i < a.n; i += kWarpLanes) {
+    const bool kept = mask.Kept(i);
+    const float scaled = Widen(x[i]) * scale;
+    if (!kAdd) {
+      Round(kept ? scaled : 0.0f, y + i);
+    } else if (kept) {
+      Round(Widen(y[i]) + scaled, y + i);
     }
   }
 }

@@ -1,5 +1,4 @@
-// What has no sum in it. Where rows matter a warp takes one at a time; elsewhere threads take
-// packs.
+// What has no sum in it. Where rows matter a warp has one; elsewhere a thread has a pack.
 #include <type_traits>
 
 #include "core/launch.h"
@@ -14,11 +13,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpLanes;
 
-// Calls body(row) for each row of this warp.
+// Calls body(row) with the row of this warp.
 template <class Body>
-__device__ void ForEachRow(int64_t rows, Body&& body) {
-  int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpLanes;
-  for (; row < rows; row += int64_t{gridDim.x} * kWarps) body(row);
+__device__ void ForWarpRow(int64_t rows, Body&& body) {
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpLanes;
+  if (row < rows) body(row);
 }
 
 // Calls body(i) for the first element of each of this lane's packs of a row.
@@ -28,11 +27,11 @@ __device__ void ForEachLanePack(int64_t n, Body&& body) {
   for (; i < n; i += int64_t{kWarpLanes} * kPack<T>) body(i);
 }
 
-// Calls body(i) for the first element of each of this thread's packs of n elements.
+// Calls body(i) with the first element of this thread's pack of n elements.
 template <class T, class Body>
-__device__ void ForEachPack(int64_t n, Body&& body) {
-  int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kPack<T>;
-  for (; i < n; i += int64_t{gridDim.x} * kThreads * kPack<T>) body(i);
+__device__ void ForThreadPack(int64_t n, Body&& body) {
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kPack<T>;
+  if (i < n) body(i);
 }
 
 dim3 GridOfRows(int64_t rows) { return GridFor(rows, kWarps); }
@@ -55,7 +54,7 @@ __device__ void CopyRow(const Bits* from, Bits* to, int64_t n, bool aligned) {
 
 template <class Bits>
 __global__ void __launch_bounds__(kThreads) GatherKernel(DeviceGatherArgs a, bool aligned) {
-  ForEachRow(a.rows, [&](int64_t row) {
+  ForWarpRow(a.rows, [&](int64_t row) {
     CopyRow(static_cast<const Bits*>(a.from) + a.index[row] * a.n,
             static_cast<Bits*>(a.out) + row * a.n, a.n, aligned);
   });
@@ -63,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) GatherKernel(DeviceGatherArgs a, boo
 
 template <class Bits>
 __global__ void __launch_bounds__(kThreads) ScatterKernel(DeviceScatterArgs a, bool aligned) {
-  ForEachRow(a.rows, [&](int64_t row) {
+  ForWarpRow(a.rows, [&](int64_t row) {
     CopyRow(static_cast<const Bits*>(a.from) + row * a.n,
             static_cast<Bits*>(a.to) + a.index[row] * a.n, a.n, aligned);
   });
@@ -74,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) RopeKernel(DeviceRopeArgs a, bool al
   const int half = static_cast<int>(a.head_dim / 2);
   const int packs = (half + kPack<T> - 1) / kPack<T>;
   const int items = static_cast<int>(a.heads) * packs;
-  ForEachRow(a.rows, [&](int64_t row) {
+  ForWarpRow(a.rows, [&](int64_t row) {
     const int64_t angles = a.positions[row] * int64_t{half};
     const RowAccess<const float> cosine{a.cosine + angles, half, aligned};
     const RowAccess<const float> sine{a.sine + angles, half, aligned};
@@ -108,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) SwiGluKernel(DeviceSwiGluArgs a, boo
   const RowAccess<const T> gate{static_cast<const T*>(a.gate), a.n, aligned};
   const RowAccess<const T> up{static_cast<const T*>(a.up), a.n, aligned};
   const RowAccess<T> out{static_cast<T*>(a.out), a.n, aligned};
-  ForEachPack<T>(a.n, [&](int64_t i) {
+  ForThreadPack<T>(a.n, [&](int64_t i) {
     const Pack<T> g = gate.Load(i);
     Pack<T> u = up.Load(i);
     BITSHARD_UNROLL
@@ -125,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
   const RowAccess<const T> d_out{static_cast<const T*>(a.d_out), a.n, aligned};
   const RowAccess<T> d_gate{static_cast<T*>(a.d_gate), a.n, aligned};
   const RowAccess<T> d_up{static_cast<T*>(a.d_up), a.n, aligned};
-  ForEachPack<T>(a.n, [&](int64_t i) {
+  ForThreadPack<T>(a.n, [&](int64_t i) {
     Pack<T> g = gate.Load(i);
     Pack<T> u = up.Load(i);
     const Pack<T> grad = d_out.Load(i);
@@ -145,7 +144,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads) AddBiasKernel(DeviceAddBiasArgs a, bool aligned) {
   const RowAccess<const float> bias{a.bias, a.n, aligned};
-  ForEachRow(a.rows, [&](int64_t row) {
+  ForWarpRow(a.rows, [&](int64_t row) {
     const RowAccess<T> y{static_cast<T*>(a.y) + row * a.n, a.n, aligned};
     ForEachLanePack<T>(a.n, [&](int64_t i) {
       const Pack<T> b = LoadFloats<T>(bias, i);
@@ -162,7 +161,7 @@ template <class From, class To>
 __global__ void __launch_bounds__(kThreads) ConvertKernel(DeviceConvertArgs a, bool aligned) {
   const From* const x = static_cast<const From*>(a.x);
   To* const y = static_cast<To*>(a.y);
-  ForEachPack<Bf16>(a.n, [&](int64_t i) {
+  ForThreadPack<Bf16>(a.n, [&](int64_t i) {
     if (aligned && i + kPack<Bf16> <= a.n) {
       Pack<Bf16> p;
       if constexpr (sizeof(From) == sizeof(Bf16)) {

@@ -70,29 +70,27 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     CrossEntropyKernel(DeviceCrossEntropyArgs a, bool aligned) {
   BITSHARD_SHARED(Partials, partials);
-  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    T* const data = static_cast<T*>(a.logits) + row * a.vocab;
-    const int64_t target = a.targets[row];
-    const float picked = Widen(data[target]);
-    const Softmax s = CombineBlock(ReadRow<T>({data, a.vocab, aligned}), &partials);
-    // All have read their target's logit and the partials: both may be written again.
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      a.nats[row] = Log(static_cast<double>(s.sum)) + static_cast<double>(s.top) -
-                    static_cast<double>(picked);
+  const int64_t row = blockIdx.x;
+  T* const data = static_cast<T*>(a.logits) + row * a.vocab;
+  const int64_t target = a.targets[row];
+  const float picked = Widen(data[target]);
+  // After this every thread has read its target's logit.
+  const Softmax s = CombineBlock(ReadRow<T>({data, a.vocab, aligned}), &partials);
+  if (threadIdx.x == 0) {
+    a.nats[row] =
+        Log(static_cast<double>(s.sum)) + static_cast<double>(s.top) - static_cast<double>(picked);
+  }
+  if (!a.gradient) return;
+  const float scale = a.loss_scale / s.sum;
+  const RowAccess<T> logits{data, a.vocab, aligned};
+  for (int64_t i = int64_t{threadIdx.x} * kPack<T>; i < a.vocab; i += kThreads * kPack<T>) {
+    Pack<T> p = logits.Load(i);
+    BITSHARD_UNROLL
+    for (int j = 0; j < kPack<T>; ++j) {
+      const float softmax = Exp(p.at[j] - s.top) * scale;
+      p.at[j] = i + j == target ? softmax - a.loss_scale : softmax;
     }
-    if (!a.gradient) continue;
-    const float scale = a.loss_scale / s.sum;
-    const RowAccess<T> logits{data, a.vocab, aligned};
-    for (int64_t i = int64_t{threadIdx.x} * kPack<T>; i < a.vocab; i += kThreads * kPack<T>) {
-      Pack<T> p = logits.Load(i);
-      BITSHARD_UNROLL
-      for (int j = 0; j < kPack<T>; ++j) {
-        const float softmax = Exp(p.at[j] - s.top) * scale;
-        p.at[j] = i + j == target ? softmax - a.loss_scale : softmax;
-      }
-      logits.Store(i, p);
-    }
+    logits.Store(i, p);
   }
 }
 

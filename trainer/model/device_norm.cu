@@ -21,16 +21,13 @@ struct Team {
   Scratch* scratch;
 
   __device__ int member() const { return static_cast<int>(threadIdx.x) % kTeam; }
-  __device__ int64_t first_row() const {
-    return int64_t{blockIdx.x} * kRowsPerCta + threadIdx.x / kTeam;
-  }
-  __device__ static int64_t row_stride() { return int64_t{gridDim.x} * kRowsPerCta; }
+  __device__ int64_t row() const { return int64_t{blockIdx.x} * kRowsPerCta + threadIdx.x / kTeam; }
 
+  // Once in a kernel: there is one scratch.
   __device__ float Sum(float x) const {
     if constexpr (kTeam == kWarpLanes) {
       return SumOfLanes(x, kWarpLanes);
     } else {
-      __syncthreads();  // The last row's sum has been read.
       return SumOfBlock(x, scratch);
     }
   }
@@ -46,25 +43,25 @@ __global__ void __launch_bounds__(kThreads) RmsNormKernel(DeviceRmsNormArgs a, b
   BITSHARD_SHARED(typename Team<kTeam>::Scratch, scratch);
   const Team<kTeam> team{&scratch};
   const RowAccess<const float> weight{a.weight, a.n, aligned};
-  for (int64_t row = team.first_row(); row < a.rows; row += team.row_stride()) {
-    const RowAccess<const T> x{static_cast<const T*>(a.x) + row * a.n, a.n, aligned};
-    const RowAccess<T> y{static_cast<T*>(a.y) + row * a.n, a.n, aligned};
-    float squares = 0.0f;
-    team.template ForEachPack<T>(a.n, [&](int64_t i) {
-      const Pack<T> p = x.Load(i);
-      BITSHARD_UNROLL
-      for (int j = 0; j < kPack<T>; ++j) squares = fmaf(p.at[j], p.at[j], squares);
-    });
-    const float inverse = 1.0f / sqrtf(team.Sum(squares) / static_cast<float>(a.n) + a.eps);
-    if (team.member() == 0) a.inverse_rms[row] = inverse;
-    team.template ForEachPack<T>(a.n, [&](int64_t i) {
-      Pack<T> p = x.Load(i);
-      const Pack<T> w = LoadFloats<T>(weight, i);
-      BITSHARD_UNROLL
-      for (int j = 0; j < kPack<T>; ++j) p.at[j] = p.at[j] * inverse * w.at[j];
-      y.Store(i, p);
-    });
-  }
+  const int64_t row = team.row();
+  if (row >= a.rows) return;
+  const RowAccess<const T> x{static_cast<const T*>(a.x) + row * a.n, a.n, aligned};
+  const RowAccess<T> y{static_cast<T*>(a.y) + row * a.n, a.n, aligned};
+  float squares = 0.0f;
+  team.template ForEachPack<T>(a.n, [&](int64_t i) {
+    const Pack<T> p = x.Load(i);
+    BITSHARD_UNROLL
+    for (int j = 0; j < kPack<T>; ++j) squares = fmaf(p.at[j], p.at[j], squares);
+  });
+  const float inverse = 1.0f / sqrtf(team.Sum(squares) / static_cast<float>(a.n) + a.eps);
+  if (team.member() == 0) a.inverse_rms[row] = inverse;
+  team.template ForEachPack<T>(a.n, [&](int64_t i) {
+    Pack<T> p = x.Load(i);
+    const Pack<T> w = LoadFloats<T>(weight, i);
+    BITSHARD_UNROLL
+    for (int j = 0; j < kPack<T>; ++j) p.at[j] = p.at[j] * inverse * w.at[j];
+    y.Store(i, p);
+  });
 }
 
 template <class T, int kTeam>
@@ -73,37 +70,37 @@ __global__ void __launch_bounds__(kThreads)
   BITSHARD_SHARED(typename Team<kTeam>::Scratch, scratch);
   const Team<kTeam> team{&scratch};
   const RowAccess<const float> weight{a.weight, a.n, aligned};
-  for (int64_t row = team.first_row(); row < a.rows; row += team.row_stride()) {
-    const RowAccess<const T> x{static_cast<const T*>(a.x) + row * a.n, a.n, aligned};
-    const RowAccess<const T> dy{static_cast<const T*>(a.dy) + row * a.n, a.n, aligned};
-    const RowAccess<const T> add{static_cast<const T*>(a.add) + row * a.n, a.n, aligned};
-    const RowAccess<T> dx{static_cast<T*>(a.dx) + row * a.n, a.n, aligned};
-    const float inverse = a.inverse_rms[row];
-    float dot = 0.0f;
-    team.template ForEachPack<T>(a.n, [&](int64_t i) {
-      const Pack<T> p = x.Load(i);
-      const Pack<T> g = dy.Load(i);
-      const Pack<T> w = LoadFloats<T>(weight, i);
+  const int64_t row = team.row();
+  if (row >= a.rows) return;
+  const RowAccess<const T> x{static_cast<const T*>(a.x) + row * a.n, a.n, aligned};
+  const RowAccess<const T> dy{static_cast<const T*>(a.dy) + row * a.n, a.n, aligned};
+  const RowAccess<const T> add{static_cast<const T*>(a.add) + row * a.n, a.n, aligned};
+  const RowAccess<T> dx{static_cast<T*>(a.dx) + row * a.n, a.n, aligned};
+  const float inverse = a.inverse_rms[row];
+  float dot = 0.0f;
+  team.template ForEachPack<T>(a.n, [&](int64_t i) {
+    const Pack<T> p = x.Load(i);
+    const Pack<T> g = dy.Load(i);
+    const Pack<T> w = LoadFloats<T>(weight, i);
+    BITSHARD_UNROLL
+    for (int j = 0; j < kPack<T>; ++j) dot = fmaf(g.at[j] * w.at[j], p.at[j], dot);
+  });
+  const float shift = team.Sum(dot) * inverse * inverse * inverse / static_cast<float>(a.n);
+  team.template ForEachPack<T>(a.n, [&](int64_t i) {
+    const Pack<T> p = x.Load(i);
+    const Pack<T> w = LoadFloats<T>(weight, i);
+    Pack<T> g = dy.Load(i);
+    BITSHARD_UNROLL
+    for (int j = 0; j < kPack<T>; ++j) {
+      g.at[j] = fmaf(-shift, p.at[j], g.at[j] * w.at[j] * inverse);
+    }
+    if (a.add != nullptr) {
+      const Pack<T> more = add.Load(i);
       BITSHARD_UNROLL
-      for (int j = 0; j < kPack<T>; ++j) dot = fmaf(g.at[j] * w.at[j], p.at[j], dot);
-    });
-    const float shift = team.Sum(dot) * inverse * inverse * inverse / static_cast<float>(a.n);
-    team.template ForEachPack<T>(a.n, [&](int64_t i) {
-      const Pack<T> p = x.Load(i);
-      const Pack<T> w = LoadFloats<T>(weight, i);
-      Pack<T> g = dy.Load(i);
-      BITSHARD_UNROLL
-      for (int j = 0; j < kPack<T>; ++j) {
-        g.at[j] = fmaf(-shift, p.at[j], g.at[j] * w.at[j] * inverse);
-      }
-      if (a.add != nullptr) {
-        const Pack<T> more = add.Load(i);
-        BITSHARD_UNROLL
-        for (int j = 0; j < kPack<T>; ++j) g.at[j] = g.at[j] + more.at[j];
-      }
-      dx.Store(i, g);
-    });
-  }
+      for (int j = 0; j < kPack<T>; ++j) g.at[j] = g.at[j] + more.at[j];
+    }
+    dx.Store(i, g);
+  });
 }
 
 }  // namespace
@@ -116,8 +113,8 @@ absl::Status DeviceRmsNorm(const DeviceRmsNormArgs& a) {
     const bool warps = a.n <= kMaxWarpElems;
     return core::Launch("rms norm",
                         warps ? RmsNormKernel<T, kWarpLanes> : RmsNormKernel<T, kThreads>,
-                        GridFor(a.rows, warps ? kThreads / kWarpLanes : 1), dim3(kThreads), 0,
-                        a.stream, a, aligned);
+                        GridFor(a.rows, warps ? Team<kWarpLanes>::kRowsPerCta : 1), dim3(kThreads),
+                        0, a.stream, a, aligned);
   });
 }
 
@@ -130,7 +127,7 @@ absl::Status DeviceRmsNormBackward(const DeviceRmsNormBackwardArgs& a) {
     return core::Launch(
         "rms norm backward",
         warps ? RmsNormBackwardKernel<T, kWarpLanes> : RmsNormBackwardKernel<T, kThreads>,
-        GridFor(a.rows, warps ? kThreads / kWarpLanes : 1), dim3(kThreads), 0, a.stream, a,
+        GridFor(a.rows, warps ? Team<kWarpLanes>::kRowsPerCta : 1), dim3(kThreads), 0, a.stream, a,
         aligned);
   });
 }

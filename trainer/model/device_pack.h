@@ -146,12 +146,9 @@ absl::Status ForDeviceType(const char* function, core::DType type, Run&& run) {
   }
 }
 
-/// Blocks of threads for `items`, each block taking `items_per_cta` at a time and striding over
-/// what is left: enough to fill a large device.
+/// Blocks of threads for `items`, of which each block takes `items_per_cta`.
 inline dim3 GridFor(int64_t items, int64_t items_per_cta) {
-  constexpr int64_t kMaxCtas = 4096;
-  return dim3(
-      static_cast<unsigned>(std::min(kMaxCtas, (items + items_per_cta - 1) / items_per_cta)));
+  return dim3(static_cast<unsigned>((items + items_per_cta - 1) / items_per_cta));
 }
 
 }  // namespace bitshard::trainer

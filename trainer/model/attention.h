@@ -9,15 +9,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace bitshard::trainer {
+#include "trainer/model/attention_shape.h"
 
-struct AttentionShape {
-  int64_t heads = 0;
-  int64_t kv_heads = 0;  ///< Divides heads; head h uses key/value head h / (heads / kv_heads).
-  int64_t head_dim = 0;
-  int64_t window =
-      0;  ///< A token sees itself and the window - 1 tokens before it; 0: all before it.
-};
+namespace bitshard::trainer {
 
 /// Bytes of scratch that either pass needs for samples of at most `max_sample_tokens`, all threads
 /// together.

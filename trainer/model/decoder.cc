@@ -12,6 +12,7 @@
 #include "trainer/model/decoder_of.h"
 #include "trainer/model/dropout.h"
 #include "trainer/model/kernels.h"
+#include "trainer/model/pass_input.h"
 
 namespace bitshard::trainer {
 
@@ -19,58 +20,14 @@ template <class T>
 absl::Status DecoderOf<T>::Load(const io::WeightSource& source) {
   BITSHARD_RETURN_IF_ERROR(weights_.Load(source, options_));
   BITSHARD_RETURN_IF_ERROR(w_.Create(config_, options_, adapter_));
-  FillRope(options_.max_sample_tokens, w_.cosine, w_.sine);
+  FillRope(config_, options_.max_sample_tokens, w_.cosine, w_.sine);
   return absl::OkStatus();
 }
 
-// Angles in float32 as transformers computes them. "llama3" scaling: Llama 3.1's frequency bands.
 template <class T>
-void DecoderOf<T>::FillRope(int64_t positions, float* cosine, float* sine) const {
-  const int64_t half = config_.head_dim / 2;
-  const RopeScaling& scaling = config_.rope_scaling;
-  for (int64_t i = 0; i < half; ++i) {
-    const double exponent = static_cast<double>(2 * i) / static_cast<double>(config_.head_dim);
-    double frequency = 1.0 / std::pow(config_.rope_theta, exponent);
-    if (scaling.kind == "linear") frequency /= scaling.factor;
-    if (scaling.kind == "llama3") {
-      const double context = static_cast<double>(scaling.original_max_position_embeddings);
-      const double wavelength = 2.0 * M_PI / frequency;
-      const double smooth = std::clamp((context / wavelength - scaling.low_freq_factor) /
-                                           (scaling.high_freq_factor - scaling.low_freq_factor),
-                                       0.0, 1.0);
-      frequency = (1.0 - smooth) * frequency / scaling.factor + smooth * frequency;
-    }
-    const float f = static_cast<float>(frequency);
-    for (int64_t p = 0; p < positions; ++p) {
-      const float angle = static_cast<float>(p) * f;
-      cosine[p * half + i] = std::cos(angle);
-      sine[p * half + i] = std::sin(angle);
-    }
-  }
-}
-
-template <class T>
-absl::Status DecoderOf<T>::CheckBatch(const MicroBatch& batch,
-                                      std::span<const float> parameters) const {
-  if (batch.num_tokens() < 1 || batch.num_tokens() > options_.max_tokens) {
-    return core::ConfigError(
-        absl::StrFormat("micro-batch of %d tokens: this decoder was made for 1 to %d",
-                        batch.num_tokens(), options_.max_tokens));
-  }
-  for (size_t s = 0; s + 1 < batch.starts.size(); ++s) {
-    const int64_t tokens = batch.starts[s + 1] - batch.starts[s];
-    if (tokens < 1 || tokens > options_.max_sample_tokens) {
-      return core::ConfigError(
-          absl::StrFormat("sample %d of %d tokens: this decoder was made for 1 to %d", s, tokens,
-                          options_.max_sample_tokens));
-    }
-  }
-  for (const int32_t token : batch.tokens) {
-    if (token < 0 || token >= config_.vocab_size) {
-      return core::DataError(
-          absl::StrFormat("token %d: the vocabulary has %d", token, config_.vocab_size));
-    }
-  }
+absl::Status DecoderOf<T>::CheckPass(const MicroBatch& batch,
+                                     std::span<const float> parameters) const {
+  BITSHARD_RETURN_IF_ERROR(CheckBatch(batch, config_, options_));
   if (!parameters.empty() &&
       static_cast<int64_t>(parameters.size()) != adapter_.layout().padded_elems()) {
     return core::ConfigError(absl::StrFormat("adapter of %d elements, want %d", parameters.size(),
@@ -283,12 +240,7 @@ template <class T>
 LossSum DecoderOf<T>::Loss(const Pass& pass, bool gradient, std::span<float> per_token) {
   const MicroBatch& batch = *pass.batch;
   const int64_t hidden = config_.hidden_size;
-  std::vector<int32_t> rows, targets;
-  for (int32_t t = 0; t < pass.tokens(); ++t) {
-    if (batch.targets[static_cast<size_t>(t)] < 0) continue;
-    rows.push_back(t);
-    targets.push_back(batch.targets[static_cast<size_t>(t)]);
-  }
+  const auto [rows, targets] = TrainedRowsOf(batch);
   std::fill(per_token.begin(), per_token.end(), 0.0f);
   if (gradient) std::memset(w_.grad, 0, static_cast<size_t>(pass.rows() * hidden) * sizeof(T));
   LossSum sum{.trained_tokens = static_cast<int64_t>(rows.size()), .tokens = pass.tokens()};
@@ -332,7 +284,7 @@ template <class T>
 absl::StatusOr<LossSum> DecoderOf<T>::ForwardBackward(
     const MicroBatch& batch, const PassArgs& args,
     absl::FunctionRef<absl::Status(int64_t tensor)> ready) {
-  BITSHARD_RETURN_IF_ERROR(CheckBatch(batch, args.parameters));
+  BITSHARD_RETURN_IF_ERROR(CheckPass(batch, args.parameters));
   if (adapter_.layout().num_tensors() == 0)
     return core::ConfigError("lora_r is 0: there is nothing to train");
   const Pass pass{.batch = &batch,
@@ -356,7 +308,7 @@ template <class T>
 absl::StatusOr<LossSum> DecoderOf<T>::Evaluate(const MicroBatch& batch,
                                                std::span<const float> parameters,
                                                std::span<float> per_token) {
-  BITSHARD_RETURN_IF_ERROR(CheckBatch(batch, parameters));
+  BITSHARD_RETURN_IF_ERROR(CheckPass(batch, parameters));
   const Pass pass{.batch = &batch,
                   .parameters = parameters,
                   .padded_rows = PadRows(batch.num_tokens(), kRowsMultiple)};
@@ -367,7 +319,7 @@ absl::StatusOr<LossSum> DecoderOf<T>::Evaluate(const MicroBatch& batch,
 template <class T>
 absl::Status DecoderOf<T>::Logits(const MicroBatch& batch, std::span<const float> parameters,
                                   std::span<float> out) {
-  BITSHARD_RETURN_IF_ERROR(CheckBatch(batch, parameters));
+  BITSHARD_RETURN_IF_ERROR(CheckPass(batch, parameters));
   const Pass pass{.batch = &batch,
                   .parameters = parameters,
                   .padded_rows = PadRows(batch.num_tokens(), kRowsMultiple)};

@@ -63,8 +63,7 @@ class DecoderOf : public Decoder {
   struct KvCache;
 
   void ZeroPadding(const Pass& pass, T* x, int64_t n) const;
-  absl::Status CheckBatch(const MicroBatch& batch, std::span<const float> parameters) const;
-  void FillRope(int64_t positions, float* cosine, float* sine) const;
+  absl::Status CheckPass(const MicroBatch& batch, std::span<const float> parameters) const;
 
   // Forward.
   void Embed(const Pass& pass);

@@ -9,17 +9,9 @@
 #include <cstdint>
 
 #include "trainer/data/micro_batch.h"
+#include "trainer/model/dropout_key.h"
 
 namespace bitshard::trainer {
-
-struct DropoutKey {
-  uint64_t seed = 0;
-  int64_t step = 0;
-  int64_t layer = 0;
-  int module = 0;
-  float probability =
-      0;  ///< Of zeroing an element; the others are scaled by 1 / (1 - probability).
-};
 
 /// y [rows, n] = mask * x / (1 - p). y may be x.
 template <class T>

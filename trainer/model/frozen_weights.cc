@@ -29,6 +29,27 @@ absl::Status ReadVector(const io::WeightSource& source, const std::string& name,
 
 }  // namespace
 
+std::vector<VectorSpec> VectorsOf(const ModelConfig& config, int64_t layer) {
+  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+  std::vector<VectorSpec> specs = {
+      {kInputNorm, absl::StrCat(prefix, "input_layernorm.weight"), config.hidden_size},
+      {kPostAttentionNorm, absl::StrCat(prefix, "post_attention_layernorm.weight"),
+       config.hidden_size}};
+  if (config.qk_norm) {
+    specs.push_back({kQNorm, absl::StrCat(prefix, "self_attn.q_norm.weight"), config.head_dim});
+    specs.push_back({kKNorm, absl::StrCat(prefix, "self_attn.k_norm.weight"), config.head_dim});
+  }
+  if (config.qkv_bias) {
+    const std::pair<LayerVector, Module> biases[] = {
+        {kQBias, kQProj}, {kKBias, kKProj}, {kVBias, kVProj}};
+    for (const auto& [which, module] : biases) {
+      specs.push_back(
+          {which, absl::StrCat(LinearName(layer, module), ".bias"), ShapeOf(config, module).out});
+    }
+  }
+  return specs;
+}
+
 template <class T>
 absl::Status FrozenWeights<T>::Load(const io::WeightSource& source, const DecoderOptions& options) {
   config_ = source.config();
@@ -65,25 +86,10 @@ absl::Status FrozenWeights<T>::Load(const io::WeightSource& source, const Decode
 template <class T>
 absl::Status FrozenWeights<T>::LoadVectors(const io::WeightSource& source, int64_t layer) {
   LayerVectors& v = vectors_[static_cast<size_t>(layer)];
-  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-  BITSHARD_RETURN_IF_ERROR(
-      ReadVector(source, absl::StrCat(prefix, "input_layernorm.weight"), hidden_, &v.input_norm));
-  BITSHARD_RETURN_IF_ERROR(ReadVector(source,
-                                      absl::StrCat(prefix, "post_attention_layernorm.weight"),
-                                      hidden_, &v.post_attention_norm));
-  if (config_.qk_norm) {
-    BITSHARD_RETURN_IF_ERROR(ReadVector(source, absl::StrCat(prefix, "self_attn.q_norm.weight"),
-                                        config_.head_dim, &v.q_norm));
-    BITSHARD_RETURN_IF_ERROR(ReadVector(source, absl::StrCat(prefix, "self_attn.k_norm.weight"),
-                                        config_.head_dim, &v.k_norm));
-  }
-  if (config_.qkv_bias) {
-    const std::pair<Module, std::vector<float>*> biases[] = {
-        {kQProj, &v.q_bias}, {kKProj, &v.k_bias}, {kVProj, &v.v_bias}};
-    for (const auto& [module, bias] : biases) {
-      BITSHARD_RETURN_IF_ERROR(ReadVector(source, absl::StrCat(LinearName(layer, module), ".bias"),
-                                          ShapeOf(config_, module).out, bias));
-    }
+  std::vector<float>* const members[kNumLayerVectors] = {
+      &v.input_norm, &v.post_attention_norm, &v.q_norm, &v.k_norm, &v.q_bias, &v.k_bias, &v.v_bias};
+  for (const VectorSpec& spec : VectorsOf(config_, layer)) {
+    BITSHARD_RETURN_IF_ERROR(ReadVector(source, spec.name, spec.n, members[spec.which]));
   }
   return absl::OkStatus();
 }

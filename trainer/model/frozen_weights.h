@@ -25,6 +25,26 @@ struct LayerVectors {
   std::vector<float> q_bias, k_bias, v_bias;
 };
 
+/// The vectors of LayerVectors, by number.
+enum LayerVector : int {
+  kInputNorm,
+  kPostAttentionNorm,
+  kQNorm,
+  kKNorm,
+  kQBias,
+  kKBias,
+  kVBias,
+  kNumLayerVectors
+};
+
+/// A vector that a layer of this architecture has.
+struct VectorSpec {
+  LayerVector which = kInputNorm;
+  std::string name;
+  int64_t n = 0;
+};
+std::vector<VectorSpec> VectorsOf(const ModelConfig& config, int64_t layer);
+
 template <class T>
 class FrozenWeights {
  public:

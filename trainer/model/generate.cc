@@ -9,6 +9,7 @@
 #include "core/status_macros.h"
 #include "trainer/model/decoder_of.h"
 #include "trainer/model/kernels.h"
+#include "trainer/model/pass_input.h"
 
 namespace bitshard::trainer {
 
@@ -59,7 +60,7 @@ absl::Status DecoderOf<T>::Prefill(std::span<const float> parameters,
                    .targets = std::vector<int32_t>(prompt.size(), -1),
                    .starts = {0, static_cast<int32_t>(prompt.size())},
                    .sample_ids = {0}};
-  BITSHARD_RETURN_IF_ERROR(CheckBatch(batch, parameters));
+  BITSHARD_RETURN_IF_ERROR(CheckPass(batch, parameters));
   const Pass pass{.batch = &batch,
                   .parameters = parameters,
                   .padded_rows = PadRows(batch.num_tokens(), kRowsMultiple)};
@@ -124,7 +125,7 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> DecoderOf<T>::Generate(
   cache.v.resize(elems);
   cache.cosine.resize(static_cast<size_t>(cache.capacity * config_.head_dim / 2));
   cache.sine.resize(cache.cosine.size());
-  FillRope(cache.capacity, cache.cosine.data(), cache.sine.data());
+  FillRope(config_, cache.capacity, cache.cosine.data(), cache.sine.data());
   const auto stopped = [&]() -> absl::Status {
     if (!options.stop_requested || !options.stop_requested()) return absl::OkStatus();
     return core::InterruptedError("asked to stop while answering prompts");

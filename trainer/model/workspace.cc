@@ -6,26 +6,10 @@
 #include "core/parallel.h"
 #include "core/status_macros.h"
 #include "trainer/model/attention.h"
+#include "trainer/model/pieces.h"
 
 namespace bitshard::trainer {
 namespace {
-
-// Hands out consecutive pieces of a buffer; without one it only counts.
-class Pieces {
- public:
-  explicit Pieces(std::byte* base) : base_(base) {}
-  template <class T>
-  void Take(T** at, int64_t elems) {
-    *at = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    const int64_t bytes = elems * static_cast<int64_t>(sizeof(T));
-    used_ += (bytes + 63) / 64 * 64;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  std::byte* base_;
-  int64_t used_ = 0;
-};
 
 struct Sizes {
   int64_t tokens, q, kv, hidden, inner, vocab, largest_linear, largest_in, largest_out, heads, r;

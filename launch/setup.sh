@@ -157,7 +157,7 @@ report_gpu() {
   local gpus
   command -v nvidia-smi > /dev/null || return 0
   gpus=$(nvidia-smi -L 2> /dev/null) || return 0
-  say "found, not used yet: ${gpus//$'\n'/; }"
+  say "found, used by a build of the preset cuda (docs/cudahost.md): ${gpus//$'\n'/; }"
 }
 
 main() {

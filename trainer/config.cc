@@ -47,6 +47,22 @@ void CheckBatch(const Config& config, std::vector<KeyFault>* faults) {
   }
 }
 
+const char* NameOf(PagingTier tier) {
+  switch (tier) {
+    case PagingTier::kAuto:
+      return "auto";
+    case PagingTier::kHost:
+      return "host";
+    case PagingTier::kFile:
+      return "file";
+    case PagingTier::kManaged:
+      return "managed";
+    case PagingTier::kPinned:
+      break;
+  }
+  return "pinned";
+}
+
 void CheckOptimizer(const Config& config, std::vector<KeyFault>* faults) {
   const OptimizerOptions& optimizer = config.optimizer;
   if (optimizer.warmup_steps > 0 && optimizer.warmup_ratio > 0) {
@@ -56,11 +72,30 @@ void CheckOptimizer(const Config& config, std::vector<KeyFault>* faults) {
     faults->push_back({"cosine_min_lr_ratio", "has no effect here; want lr_scheduler: cosine"});
   }
   const auto name = optim::ParseOptimizerName(optimizer.name);
-  if (config.paging.tier == paging::Tier::kFile && name.ok() && !name->paged) {
+  const PagingTier tier = config.paging.tier;
+  if (tier != PagingTier::kAuto && tier != PagingTier::kHost && name.ok() && !name->paged) {
     faults->push_back(
-        {"paging.tier",
-         absl::StrCat("file has no effect with optimizer: ", core::Escaped(optimizer.name),
-                      "; want one of the paged_ ones, as in paged_adamw_8bit")});
+        {"paging.tier", absl::StrCat(NameOf(tier), " has no effect with optimizer: ",
+                                     core::Escaped(optimizer.name),
+                                     "; want one of the paged_ ones, as in paged_adamw_8bit")});
+  }
+}
+
+// What one of the two devices can't do.
+void CheckDevice(const Config& config, std::vector<KeyFault>* faults) {
+  const PagingTier tier = config.paging.tier;
+  const auto name = optim::ParseOptimizerName(config.optimizer.name);
+  const bool paged = name.ok() && name->paged;
+  const bool on_device = tier == PagingTier::kManaged || tier == PagingTier::kPinned;
+  const bool on_host = tier == PagingTier::kHost || tier == PagingTier::kFile;
+  if (paged && on_device && config.compute.device == DeviceKind::kCpu) {
+    faults->push_back({"paging.tier",
+                       absl::StrCat("got ", NameOf(tier), " with device: cpu, want host or file")});
+  }
+  if (paged && on_host && config.compute.device == DeviceKind::kCuda) {
+    faults->push_back({"paging.tier", absl::StrCat("got ", NameOf(tier),
+                                                   " with device: cuda, want managed or pinned, or "
+                                                   "device: cpu")});
   }
 }
 
@@ -78,6 +113,7 @@ std::vector<KeyFault> FindFaults(const Config& config) {
   CheckModelAndAdapter(config, &faults);
   CheckBatch(config, &faults);
   CheckOptimizer(config, &faults);
+  CheckDevice(config, &faults);
   CheckEvaluationAndOutput(config, &faults);
   return faults;
 }

@@ -21,7 +21,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "optim/lr_schedule.h"
-#include "paging/paged_buffer.h"
 #include "quant/blockwise.h"
 
 namespace bitshard::trainer {
@@ -37,6 +36,8 @@ enum class SampleType {
   kText
 };
 enum class ExcessLength { kDrop, kTruncate, kRaise };
+enum class DeviceKind { kAuto, kCpu, kCuda };
+enum class PagingTier { kAuto, kHost, kFile, kManaged, kPinned };
 enum class ComputeType { kAuto, kFloat32, kBFloat16 };
 enum class CommBackend { kMpi };
 enum class Reduction { kOrdered };
@@ -163,8 +164,11 @@ struct OptimizerOptions {
 
 /// Where a paged optimizer's state lives.
 struct PagingSection {
-  paging::Tier tier = paging::Tier::kHost;
-  /// Host memory for resident pages of the file tier, per rank, in bytes.
+  /// host and file where training is on the CPU, managed and pinned where it is on a GPU; auto:
+  /// host, and managed.
+  PagingTier tier = PagingTier::kAuto;
+  /// For resident pages, per rank, in bytes: host memory of the file tier, device memory of managed
+  /// and pinned.
   int64_t budget = int64_t{64} << 20;
   /// Where the file tier makes its (unlinked) files; empty: output_dir.
   std::string directory;
@@ -172,6 +176,9 @@ struct PagingSection {
 
 /// How a step is computed.
 struct ComputeOptions {
+  /// What trains; auto: a GPU for each rank where this program was built for them and they are
+  /// there, else the CPU.
+  DeviceKind device = DeviceKind::kAuto;
   /// Type of activations and matrix products; auto: bf16 where the processor has bf16 products,
   /// else fp32.
   ComputeType type = ComputeType::kAuto;

@@ -234,6 +234,10 @@ Fields BatchFields() {
 Fields ComputeFields() {
   return {
       EnumField(
+          "device", {}, [](auto& c) -> auto& { return c.compute.device; },
+          EnumNames<DeviceKind>{
+              {"auto", DeviceKind::kAuto}, {"cpu", DeviceKind::kCpu}, {"cuda", DeviceKind::kCuda}}),
+      EnumField(
           "compute_type", {"bnb_4bit_compute_dtype"},
           [](auto& c) -> auto& { return c.compute.type; },
           EnumNames<ComputeType>{{"auto", ComputeType::kAuto},
@@ -334,7 +338,11 @@ Fields SectionFields() {
   return {
       EnumField(
           "paging.tier", {}, [](auto& c) -> auto& { return c.paging.tier; },
-          EnumNames<paging::Tier>{{"host", paging::Tier::kHost}, {"file", paging::Tier::kFile}}),
+          EnumNames<PagingTier>{{"auto", PagingTier::kAuto},
+                                {"host", PagingTier::kHost},
+                                {"file", PagingTier::kFile},
+                                {"managed", PagingTier::kManaged},
+                                {"pinned", PagingTier::kPinned}}),
       BytesField("paging.budget", {}, [](auto& c) -> auto& { return c.paging.budget; },
                  {.min = 256 * kKib}),
       StringField(

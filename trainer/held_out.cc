@@ -13,14 +13,15 @@
 namespace bitshard::trainer {
 namespace {
 
-absl::StatusOr<std::vector<LossSum>> EvaluateMine(Decoder* decoder, TrainingData* data,
-                                                  std::span<const float> parameters,
-                                                  comm::MicroBatchRange range) {
+using Evaluate = absl::FunctionRef<absl::StatusOr<LossSum>(const MicroBatch& batch)>;
+
+absl::StatusOr<std::vector<LossSum>> EvaluateMine(TrainingData* data, comm::MicroBatchRange range,
+                                                  Evaluate evaluate) {
   std::vector<LossSum> sums;
   for (int64_t index = range.begin; index < range.end; ++index) {
     if (StopSignal() != 0) return core::InterruptedError("asked to stop while evaluating");
     BITSHARD_ASSIGN_OR_RETURN(const MicroBatch batch, data->HeldOutMicroBatch(index));
-    BITSHARD_ASSIGN_OR_RETURN(const LossSum sum, decoder->Evaluate(batch, parameters, {}));
+    BITSHARD_ASSIGN_OR_RETURN(const LossSum sum, evaluate(batch));
     sums.push_back(sum);
   }
   return sums;
@@ -28,13 +29,13 @@ absl::StatusOr<std::vector<LossSum>> EvaluateMine(Decoder* decoder, TrainingData
 
 }  // namespace
 
-absl::StatusOr<HeldOutLoss> EvaluateHeldOut(comm::Communicator* comm, Decoder* decoder,
-                                            TrainingData* data, std::span<const float> parameters) {
+absl::StatusOr<HeldOutLoss> EvaluateHeldOut(comm::Communicator* comm, TrainingData* data,
+                                            Evaluate evaluate) {
   Stopwatch watch;
   const int64_t micro_batches = data->num_held_out_micro_batches();
   const comm::MicroBatchRange range =
       comm::MicroBatchesOf(comm->rank(), comm->world_size(), micro_batches);
-  const auto mine = EvaluateMine(decoder, data, parameters, range);
+  const auto mine = EvaluateMine(data, range, evaluate);
   BITSHARD_RETURN_IF_ERROR(comm->AgreeOnStatus(mine.status()));
   BITSHARD_ASSIGN_OR_RETURN(const GatheredSums all,
                             GatherMicroBatchSums(comm, *mine, micro_batches, false));

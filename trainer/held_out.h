@@ -3,8 +3,8 @@
 #define BITSHARD_TRAINER_HELD_OUT_H_
 
 #include <cstdint>
-#include <span>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "comm/communicator.h"
 #include "trainer/model/decoder.h"
@@ -19,10 +19,11 @@ struct HeldOutLoss {
 };
 
 /// Ranks share the micro-batches; the result is the same on all of them and has the same bits at
-/// any world size. Empty `parameters`: the base without adapter. A collective. Errors: kInterrupted
-/// when a rank was asked to stop; agreed.
-absl::StatusOr<HeldOutLoss> EvaluateHeldOut(comm::Communicator* comm, Decoder* decoder,
-                                            TrainingData* data, std::span<const float> parameters);
+/// any world size. `evaluate`: the loss of one of them. A collective. Errors: kInterrupted when a
+/// rank was asked to stop; those of `evaluate`; agreed.
+absl::StatusOr<HeldOutLoss> EvaluateHeldOut(
+    comm::Communicator* comm, TrainingData* data,
+    absl::FunctionRef<absl::StatusOr<LossSum>(const MicroBatch& batch)> evaluate);
 
 }  // namespace bitshard::trainer
 

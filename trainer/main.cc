@@ -1,6 +1,7 @@
 // bitshard: the program. One process is one rank; every rank runs the same command.
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -13,6 +14,7 @@
 #include "core/status_macros.h"
 #include "trainer/command_line.h"
 #include "trainer/commands.h"
+#include "trainer/devices.h"
 #include "trainer/process_memory.h"
 #include "trainer/signals.h"
 
@@ -21,17 +23,18 @@ namespace {
 
 absl::Status Dispatch(const CommandLine& line, comm::Communicator* comm) {
   BITSHARD_RETURN_IF_ERROR(core::InitSimdFromEnvironment());
+  const std::unique_ptr<Devices> devices = MakeDevices();
   switch (line.command) {
     case Command::kTrain:
-      return RunTrain(line, comm);
+      return RunTrain(line, comm, *devices);
     case Command::kPlan:
-      return RunPlan(line, comm);
+      return RunPlan(line, comm, *devices);
     case Command::kEvaluate:
-      return RunEvaluate(line, comm);
+      return RunEvaluate(line, comm, *devices);
     case Command::kGenerate:
-      return RunGenerate(line, comm);
+      return RunGenerate(line, comm, *devices);
     case Command::kQuantize:
-      return RunQuantize(line, comm);
+      return RunQuantize(line, comm, *devices);
     case Command::kHelp:
       if (comm->rank() == 0) std::fputs(line.help.c_str(), stdout);
       return absl::OkStatus();

@@ -8,6 +8,7 @@
 #include "comm/shard_map.h"
 #include "core/status_macros.h"
 #include "trainer/answers.h"
+#include "trainer/devices.h"
 #include "trainer/model/decoder.h"
 #include "trainer/run_options.h"
 #include "trainer/shard_file.h"
@@ -62,6 +63,83 @@ int64_t LossBytesSent(const PlanInput& input, int rank) {
   return (input.world_size - 1) * (range.end - range.begin + 1) * kRecordBytes;
 }
 
+struct PlanParts {
+  DecoderOptions decoder;
+  core::FlatLayout layout;
+  comm::ShardMap shards;
+  optim::ShardedOptimizerOptions optimizer;
+};
+
+// Host memory of a rank that trains on the CPU.
+absl::StatusOr<std::vector<PlanLine>> CpuMemory(const PlanInput& input, const PlanParts& parts,
+                                                const comm::ReducerCost& gradients, int rank) {
+  const DecoderCost model = Decoder::Cost(*input.model, parts.decoder);
+  BITSHARD_ASSIGN_OR_RETURN(
+      const int64_t state_bytes,
+      optim::ShardedOptimizer::StateBytes(parts.layout, parts.shards, rank, parts.optimizer));
+  return std::vector<PlanLine>{
+      {"libraries and runtime", input.runtime_bytes},
+      {"base weights", model.base_weights},
+      {"embeddings and head", model.embeddings},
+      {"dequantised weights (scratch)", model.dequantized},
+      {"packed head (bf16 products)", PacksBFloat16() ? model.packed : 0},
+      {"activations", model.activations},
+      {"adapter parameters", parts.layout.padded_elems() * 4},
+      {"gradient leaf", gradients.leaf_bytes},
+      {"gradient partial sums", gradients.partial_bytes},
+      {"gradient receive buffers", gradients.receive_bytes},
+      {"optimizer state", state_bytes},
+      {"token cache (mapped)", input.cache_bytes},
+      // One after the other, when all of the above is there.
+      {"answers, or saving", std::max(AnswerBytes(input, parts.decoder, rank), kSavingBytes)}};
+}
+
+// Host memory of a rank that trains on a GPU, without what CUDA and NCCL take for themselves. The
+// model is on the CPU while prompts are answered.
+std::vector<PlanLine> GpuHostMemory(const PlanInput& input, const PlanParts& parts, int rank) {
+  const DecoderOptions answers = AnswerDecoderOptionsOf(parts.decoder);
+  const DecoderCost model = Decoder::Cost(*input.model, answers);
+  int64_t answering = 0;
+  if (input.num_prompts > 0) {
+    answering =
+        AnswerBytes(input, answers, rank) + model.total() - (PacksBFloat16() ? 0 : model.packed);
+  }
+  return {{"libraries and runtime", input.runtime_bytes},
+          {"adapter parameters", parts.layout.padded_elems() * 4},
+          {"token cache (mapped)", input.cache_bytes},
+          {"answers, or saving", std::max(answering, kSavingBytes)}};
+}
+
+absl::StatusOr<RankPlan> PlanOfRank(const PlanInput& input, const PlanParts& parts,
+                                    const comm::ReducerCost& gradients, int rank) {
+  RankPlan one{.rank = rank};
+  if (input.config->compute.device == DeviceKind::kCuda) {
+    one.memory = GpuHostMemory(input, parts, rank);
+    BITSHARD_ASSIGN_OR_RETURN(one.device_memory,
+                              input.devices->MemoryPlan({.config = input.config,
+                                                         .model = input.model,
+                                                         .decoder = parts.decoder,
+                                                         .layout = &parts.layout,
+                                                         .shards = &parts.shards,
+                                                         .rank = rank}));
+  } else {
+    BITSHARD_ASSIGN_OR_RETURN(one.memory, CpuMemory(input, parts, gradients, rank));
+  }
+  for (const PlanLine& line : one.memory) one.peak_rss_bytes += line.bytes;
+  one.gradient_bytes_sent = gradients.sent_bytes_per_step;
+  BITSHARD_ASSIGN_OR_RETURN(
+      one.parameter_bytes_sent,
+      optim::ShardedOptimizer::SentBytesPerStep(parts.layout, parts.shards, rank, parts.optimizer));
+  one.loss_bytes_sent = LossBytesSent(input, rank);
+  return one;
+}
+
+void AppendLines(const std::vector<PlanLine>& lines, std::string* text) {
+  for (const PlanLine& line : lines) {
+    absl::StrAppendFormat(text, "    %-32s %14s\n", line.purpose, Megabytes(line.bytes));
+  }
+}
+
 }  // namespace
 
 const RankPlan& Plan::largest() const {
@@ -79,47 +157,22 @@ int64_t Plan::most_bytes_sent() const {
 absl::StatusOr<Plan> MakePlan(const PlanInput& input) {
   const Config& config = *input.config;
   BITSHARD_RETURN_IF_ERROR(ValidateWorldSize(config, input.world_size));
-  const DecoderOptions decoder =
-      DecoderOptionsOf(config, input.max_tokens, input.max_sample_tokens);
-  BITSHARD_ASSIGN_OR_RETURN(const core::FlatLayout layout,
-                            Decoder::AdapterLayout(*input.model, decoder.lora));
-  BITSHARD_ASSIGN_OR_RETURN(const optim::ShardedOptimizerOptions optimizer,
-                            OptimizerOptionsOf(config));
-  const DecoderCost model = Decoder::Cost(*input.model, decoder);
-  const comm::ShardMap shards(layout, input.world_size, config.comm.bucket_bytes);
+  PlanParts parts;
+  parts.decoder = DecoderOptionsOf(config, input.max_tokens, input.max_sample_tokens);
+  BITSHARD_ASSIGN_OR_RETURN(parts.layout, Decoder::AdapterLayout(*input.model, parts.decoder.lora));
+  BITSHARD_ASSIGN_OR_RETURN(parts.optimizer, OptimizerOptionsOf(config));
+  parts.shards = comm::ShardMap(parts.layout, input.world_size, config.comm.bucket_bytes);
   const comm::GradientReducerOptions reducer{.micro_batches_per_step =
                                                  config.batch.micro_batches_per_step()};
 
   Plan plan;
   plan.text_process_bytes = input.text_process_bytes;
-  plan.trainable_parameters = layout.numel();
+  plan.trainable_parameters = parts.layout.numel();
   plan.micro_batches_per_step = config.batch.micro_batches_per_step();
   for (int rank = 0; rank < input.world_size; ++rank) {
-    const comm::ReducerCost gradients = comm::GradientReducer::Cost(layout, shards, rank, reducer);
-    BITSHARD_ASSIGN_OR_RETURN(const int64_t state_bytes,
-                              optim::ShardedOptimizer::StateBytes(layout, shards, rank, optimizer));
-    RankPlan one;
-    one.rank = rank;
-    one.memory = {
-        {"libraries and runtime", input.runtime_bytes},
-        {"base weights", model.base_weights},
-        {"embeddings and head", model.embeddings},
-        {"dequantised weights (scratch)", model.dequantized},
-        {"packed head (bf16 products)", PacksBFloat16() ? model.packed : 0},
-        {"activations", model.activations},
-        {"adapter parameters", layout.padded_elems() * 4},
-        {"gradient leaf", gradients.leaf_bytes},
-        {"gradient partial sums", gradients.partial_bytes},
-        {"gradient receive buffers", gradients.receive_bytes},
-        {"optimizer state", state_bytes},
-        {"token cache (mapped)", input.cache_bytes},
-        // One after the other, when all of the above is there.
-        {"answers, or saving", std::max(AnswerBytes(input, decoder, rank), kSavingBytes)}};
-    for (const PlanLine& line : one.memory) one.peak_rss_bytes += line.bytes;
-    one.gradient_bytes_sent = gradients.sent_bytes_per_step;
-    BITSHARD_ASSIGN_OR_RETURN(one.parameter_bytes_sent, optim::ShardedOptimizer::SentBytesPerStep(
-                                                            layout, shards, rank, optimizer));
-    one.loss_bytes_sent = LossBytesSent(input, rank);
+    const comm::ReducerCost gradients =
+        comm::GradientReducer::Cost(parts.layout, parts.shards, rank, reducer);
+    BITSHARD_ASSIGN_OR_RETURN(RankPlan one, PlanOfRank(input, parts, gradients, rank));
     plan.most_partials_per_rank =
         std::max(plan.most_partials_per_rank, gradients.partials_per_rank);
     plan.ranks.push_back(std::move(one));
@@ -138,11 +191,16 @@ std::string DescribePlan(const Plan& plan) {
       "Plan for %d rank%s: %d trainable parameters, %d micro-batches a step\n", plan.ranks.size(),
       plan.ranks.size() == 1 ? "" : "s", plan.trainable_parameters, plan.micro_batches_per_step);
   absl::StrAppendFormat(&text, "  memory of rank %d, which needs most:\n", largest.rank);
-  for (const PlanLine& line : largest.memory) {
-    absl::StrAppendFormat(&text, "    %-32s %14s\n", line.purpose, Megabytes(line.bytes));
-  }
+  AppendLines(largest.memory, &text);
   absl::StrAppendFormat(&text, "    %-32s %14s\n", "peak resident set",
                         Megabytes(largest.peak_rss_bytes));
+  if (!largest.device_memory.empty()) {
+    text += "  memory of its GPU, apart from CUDA's context and NCCL's buffers:\n";
+    AppendLines(largest.device_memory, &text);
+    int64_t total = 0;
+    for (const PlanLine& line : largest.device_memory) total += line.bytes;
+    absl::StrAppendFormat(&text, "    %-32s %14s\n", "together", Megabytes(total));
+  }
   text += "  each rank: peak resident set, and what it sends to other ranks in a step:\n";
   for (const RankPlan& rank : plan.ranks) {
     absl::StrAppendFormat(&text,

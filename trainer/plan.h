@@ -16,9 +16,12 @@
 
 namespace bitshard::trainer {
 
+class Devices;
+
 struct PlanInput {
-  const Config* config = nullptr;
+  const Config* config = nullptr;  ///< Its device is resolved.
   const ModelConfig* model = nullptr;
+  const Devices* devices = nullptr;  ///< Asked where the device is a GPU.
   int world_size = 1;
   /// Resident bytes of a process that has used its libraries and loaded nothing: measured
   /// (MeasureRuntimeBytes).
@@ -46,9 +49,10 @@ struct PlanLine {
 struct RankPlan {
   int rank = 0;
   std::vector<PlanLine> memory;
-  int64_t peak_rss_bytes = 0;        ///< Sum of `memory`.
-  int64_t gradient_bytes_sent = 0;   ///< To other ranks, a step; so are the next two.
-  int64_t parameter_bytes_sent = 0;  ///< And the partial sums of the gradient's norm.
+  int64_t peak_rss_bytes = 0;           ///< Sum of `memory`.
+  std::vector<PlanLine> device_memory;  ///< Of its GPU; empty on the CPU.
+  int64_t gradient_bytes_sent = 0;      ///< To other ranks, a step; so are the next two.
+  int64_t parameter_bytes_sent = 0;     ///< And the partial sums of the gradient's norm.
   int64_t loss_bytes_sent = 0;
   int64_t bytes_sent() const {
     return gradient_bytes_sent + parameter_bytes_sent + loss_bytes_sent;
@@ -69,7 +73,8 @@ struct Plan {
   int64_t most_bytes_sent() const;
 };
 
-/// Errors: those of optim::ParseOptimizerName, Decoder::AdapterLayout and ValidateWorldSize.
+/// Errors: those of optim::ParseOptimizerName, Decoder::AdapterLayout, ValidateWorldSize and
+/// Devices::MemoryPlan.
 absl::StatusOr<Plan> MakePlan(const PlanInput& input);
 
 /// A table for people.

@@ -51,10 +51,17 @@ DecoderOptions DecoderOptionsOf(const Config& config, int64_t max_tokens,
   return options;
 }
 
-absl::StatusOr<optim::ShardedOptimizerOptions> OptimizerOptionsOf(const Config& config) {
+DecoderOptions AnswerDecoderOptionsOf(const DecoderOptions& training) {
+  DecoderOptions options = training;
+  options.compute = ResolveComputeType(ComputeType::kAuto) == ComputeType::kBFloat16
+                        ? ActivationType::kBFloat16
+                        : ActivationType::kFloat32;
+  return options;
+}
+
+absl::StatusOr<optim::OptimizerSettings> OptimizerSettingsOf(const Config& config) {
   const OptimizerOptions& o = config.optimizer;
-  optim::ShardedOptimizerOptions options;
-  optim::OptimizerSettings& settings = options.settings;
+  optim::OptimizerSettings settings;
   BITSHARD_ASSIGN_OR_RETURN(settings.name, optim::ParseOptimizerName(o.name));
   // At most one of the three means something to an optimizer.
   for (const auto& beta1 : {o.adam_beta1, o.momentum, o.rmsprop_alpha}) {
@@ -78,10 +85,17 @@ absl::StatusOr<optim::ShardedOptimizerOptions> OptimizerOptionsOf(const Config& 
     if (override.learning_rate)
       made.learning_rate_factor = *override.learning_rate / o.learning_rate;
   }
-  options.paging = {.tier = config.paging.tier,
-                    .budget_bytes = config.paging.budget,
-                    .directory = config.paging.directory.empty() ? config.output.directory
-                                                                 : config.paging.directory};
+  return settings;
+}
+
+absl::StatusOr<optim::ShardedOptimizerOptions> OptimizerOptionsOf(const Config& config) {
+  optim::ShardedOptimizerOptions options;
+  BITSHARD_ASSIGN_OR_RETURN(options.settings, OptimizerSettingsOf(config));
+  options.paging = {
+      .tier = config.paging.tier == PagingTier::kFile ? paging::Tier::kFile : paging::Tier::kHost,
+      .budget_bytes = config.paging.budget,
+      .directory =
+          config.paging.directory.empty() ? config.output.directory : config.paging.directory};
   return options;
 }
 

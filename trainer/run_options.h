@@ -25,7 +25,14 @@ optim::LrSchedule ScheduleOf(const Config& config, int64_t total_steps);
 DecoderOptions DecoderOptionsOf(const Config& config, int64_t max_tokens,
                                 int64_t max_sample_tokens);
 
-/// Errors: those of optim::ParseOptimizerName.
+/// Of the decoder on the CPU that answers prompts where training is on a GPU: in the type that the
+/// processor is fast with.
+DecoderOptions AnswerDecoderOptionsOf(const DecoderOptions& training);
+
+/// What the optimizer is told wherever it runs. Errors: those of optim::ParseOptimizerName.
+absl::StatusOr<optim::OptimizerSettings> OptimizerSettingsOf(const Config& config);
+
+/// Of training on the CPU. Errors: those of OptimizerSettingsOf.
 absl::StatusOr<optim::ShardedOptimizerOptions> OptimizerOptionsOf(const Config& config);
 
 /// "12 tensors (9216 elements) with 8-bit state, 2 (300 elements) with 32-bit state, learning rate

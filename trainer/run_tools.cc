@@ -64,8 +64,9 @@ absl::StatusOr<T> StartAgainIfStopped(absl::StatusOr<T> result) {
 
 }  // namespace
 
-absl::Status RunPlan(const CommandLine& line, comm::Communicator* comm) {
-  BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(line, comm));
+absl::Status RunPlan(const CommandLine& line, comm::Communicator* comm, const Devices& devices) {
+  BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session,
+                            OpenSession(line, comm, devices));
   BITSHARD_RETURN_IF_ERROR(OpenData(session.get()));
   const auto plan = PlanOf(*session, line.ranks > 0 ? line.ranks : comm->world_size());
   BITSHARD_RETURN_IF_ERROR(comm->AgreeOnStatus(plan.status()));
@@ -73,8 +74,10 @@ absl::Status RunPlan(const CommandLine& line, comm::Communicator* comm) {
   return absl::OkStatus();
 }
 
-absl::Status RunEvaluate(const CommandLine& line, comm::Communicator* comm) {
-  BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(line, comm));
+absl::Status RunEvaluate(const CommandLine& line, comm::Communicator* comm,
+                         const Devices& devices) {
+  BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session,
+                            OpenSession(line, comm, devices));
   if (session->config.data.test_datasets.empty()) {
     return comm->AgreeOnStatus(
         core::ConfigError("test_datasets: there is none; name the held-out data to evaluate on"));
@@ -83,16 +86,20 @@ absl::Status RunEvaluate(const CommandLine& line, comm::Communicator* comm) {
   BITSHARD_ASSIGN_OR_RETURN(
       const Model model, LoadModel(*session, line.adapter, session->data->max_micro_batch_tokens(),
                                    session->data->max_sample_tokens()));
-  BITSHARD_ASSIGN_OR_RETURN(const HeldOutLoss loss,
-                            StartAgainIfStopped(EvaluateHeldOut(
-                                comm, model.decoder.get(), session->data.get(), model.parameters)));
+  BITSHARD_ASSIGN_OR_RETURN(
+      const HeldOutLoss loss,
+      StartAgainIfStopped(EvaluateHeldOut(comm, session->data.get(), [&](const MicroBatch& batch) {
+        return model.decoder->Evaluate(batch, model.parameters, {});
+      })));
   session->console->Say(absl::StrFormat("held-out loss: %.4f nats per token (%d tokens, %.1f s)",
                                         loss.loss, loss.trained_tokens, loss.seconds));
   return absl::OkStatus();
 }
 
-absl::Status RunGenerate(const CommandLine& line, comm::Communicator* comm) {
-  BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(line, comm));
+absl::Status RunGenerate(const CommandLine& line, comm::Communicator* comm,
+                         const Devices& devices) {
+  BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session,
+                            OpenSession(line, comm, devices));
   BITSHARD_ASSIGN_OR_RETURN(
       const std::unique_ptr<Answers> answers,
       Answers::Create({.python = TextPythonOf(),
@@ -113,8 +120,10 @@ absl::Status RunGenerate(const CommandLine& line, comm::Communicator* comm) {
   return absl::OkStatus();
 }
 
-absl::Status RunQuantize(const CommandLine& line, comm::Communicator* comm) {
-  BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(line, comm));
+absl::Status RunQuantize(const CommandLine& line, comm::Communicator* comm,
+                         const Devices& devices) {
+  BITSHARD_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session,
+                            OpenSession(line, comm, devices));
   if (comm->world_size() > 1) {
     return comm->AgreeOnStatus(
         core::ConfigError("quantize runs on one rank: start it without mpirun"));

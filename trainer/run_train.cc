@@ -8,15 +8,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "comm/gradient_reducer.h"
 #include "comm/shard_map.h"
-#include "core/aligned_buffer.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/parallel.h"
 #include "core/status_macros.h"
-#include "optim/sharded_optimizer.h"
 #include "trainer/answers.h"
 #include "trainer/checkpoint.h"
 #include "trainer/commands.h"
@@ -25,6 +22,7 @@
 #include "trainer/io/peft_adapter.h"
 #include "trainer/metrics.h"
 #include "trainer/process_memory.h"
+#include "trainer/replica.h"
 #include "trainer/run_lock.h"
 #include "trainer/run_options.h"
 #include "trainer/session.h"
@@ -70,11 +68,15 @@ class TrainRun {
     if (complete_) {
       Say(absl::StrFormat("the run in %s is complete (%d steps); nothing to do",
                           config_.output.directory, first_step_));
-      return absl::OkStatus();
+      return replica_->Close();
     }
     BITSHARD_RETURN_IF_ERROR(WithAdvice(MeasureBaseline()));
     BITSHARD_RETURN_IF_ERROR(Train());
-    return WithAdvice(Finish());
+    const absl::Status finished = WithAdvice(Finish());
+    // A run that was asked to stop ends in order too.
+    if (finished.ok() || core::KindOf(finished) == core::ErrorKind::kInterrupted)
+      BITSHARD_RETURN_IF_ERROR(replica_->Close());
+    return finished;
   }
 
  private:
@@ -83,7 +85,6 @@ class TrainRun {
   std::string PathOf(const std::string& name) const {
     return absl::StrCat(config_.output.directory, "/", name);
   }
-  std::span<float> parameters() const { return arena_.as<float>(); }
 
   absl::Status Prepare();
   absl::Status WithAdvice(const absl::Status& status) const;
@@ -100,7 +101,8 @@ class TrainRun {
   absl::Status Finish();
   absl::Status WriteResults(std::optional<double> held_out_after,
                             const std::vector<std::string>& answers);
-  absl::StatusOr<std::optional<double>> HeldOut(std::span<const float> parameters);
+  absl::StatusOr<std::optional<double>> HeldOut(WhichModel which);
+  absl::StatusOr<std::vector<std::string>> Answer(WhichModel which);
   std::vector<BlockSection> Sections(bool all_parameters);
 
   std::unique_ptr<Session> session_;
@@ -108,12 +110,8 @@ class TrainRun {
   comm::Communicator* comm_;
   std::unique_ptr<RunLock> lock_;
   Plan plan_;
-  core::FlatLayout layout_;
-  comm::ShardMap shards_;
-  std::unique_ptr<Decoder> decoder_;
-  core::AlignedBuffer arena_;
-  std::unique_ptr<comm::GradientReducer> reducer_;
-  std::unique_ptr<optim::ShardedOptimizer> optimizer_;
+  DecoderOptions decoder_options_;
+  std::unique_ptr<Replica> replica_;
   std::unique_ptr<Checkpointer> checkpoints_;
   std::unique_ptr<Answers> answers_;
   std::unique_ptr<MetricsWriter> metrics_;
@@ -180,35 +178,18 @@ absl::Status TrainRun::MakePlanAndParts() {
   plan_ = *std::move(plan);
   Say(DescribePlan(plan_));
   Stopwatch watch;
-  BITSHARD_ASSIGN_OR_RETURN(
-      decoder_,
-      MakeDecoder(*session_, DecoderOptionsOf(config_, session_->data->max_micro_batch_tokens(),
-                                              session_->data->max_sample_tokens())));
+  decoder_options_ = DecoderOptionsOf(config_, session_->data->max_micro_batch_tokens(),
+                                      session_->data->max_sample_tokens());
+  BITSHARD_ASSIGN_OR_RETURN(replica_, MakeReplica(*session_, decoder_options_));
   Say(absl::StrFormat("model: %s, %d layers, loaded in %.1f s",
                       core::Escaped(session_->source->path(), 4096),
-                      decoder_->config().num_hidden_layers, watch.Lap()));
-  layout_ = decoder_->adapter_layout();
-  shards_ = comm::ShardMap(layout_, comm_->world_size(), config_.comm.bucket_bytes);
-  const auto make = [&]() -> absl::Status {
-    BITSHARD_ASSIGN_OR_RETURN(
-        arena_, core::AlignedBuffer::Create(layout_.padded_elems() * 4, "adapter parameters"));
-    BITSHARD_ASSIGN_OR_RETURN(
-        reducer_, comm::GradientReducer::Create(
-                      layout_, shards_, comm_,
-                      {.micro_batches_per_step = config_.batch.micro_batches_per_step()}));
-    BITSHARD_ASSIGN_OR_RETURN(const optim::ShardedOptimizerOptions options,
-                              OptimizerOptionsOf(config_));
-    BITSHARD_ASSIGN_OR_RETURN(optimizer_,
-                              optim::ShardedOptimizer::Create(layout_, shards_, comm_, options));
-    return absl::OkStatus();
-  };
-  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(make()));
-  decoder_->InitAdapter(static_cast<uint64_t>(config_.compute.seed), parameters());
-  Say(absl::StrCat(config_.optimizer.name, ": ", DescribeShares(config_, optimizer_->shares())));
+                      session_->source->config().num_hidden_layers, watch.Lap()));
+  for (const std::string& notice : replica_->notices()) session_->console->Warn(notice);
+  Say(absl::StrCat(config_.optimizer.name, ": ", DescribeShares(config_, replica_->shares())));
   BITSHARD_ASSIGN_OR_RETURN(
       checkpoints_, Checkpointer::Create({.directory = config_.output.directory,
                                           .save_total_limit = config_.output.save_total_limit,
-                                          .layout = &layout_},
+                                          .layout = &replica_->layout()},
                                          comm_));
   return absl::OkStatus();
 }
@@ -217,12 +198,12 @@ absl::Status TrainRun::MakePlanAndParts() {
 // parameters.
 std::vector<BlockSection> TrainRun::Sections(bool all_parameters) {
   constexpr int64_t kParameterBytes = core::kBlockElems * 4;
-  const std::vector<core::BlockRange> mine = shards_.RunsOf(comm_->rank());
-  const std::vector<core::BlockRange> all = {{0, layout_.num_blocks()}};
+  const std::vector<core::BlockRange> mine = replica_->shards().RunsOf(comm_->rank());
+  const std::vector<core::BlockRange> all = {{0, replica_->layout().num_blocks()}};
   const auto bytes_of = [this](core::BlockRange blocks) {
     return std::as_writable_bytes(
-        parameters().subspan(static_cast<size_t>(blocks.begin * core::kBlockElems),
-                             static_cast<size_t>(blocks.size() * core::kBlockElems)));
+        replica_->parameters().subspan(static_cast<size_t>(blocks.begin * core::kBlockElems),
+                                       static_cast<size_t>(blocks.size() * core::kBlockElems)));
   };
   const BlockSection parameter_blocks{
       .name = "parameters",
@@ -241,14 +222,13 @@ std::vector<BlockSection> TrainRun::Sections(bool all_parameters) {
   const BlockSection optimizer_blocks{
       .name = "optimizer",
       .runs = mine,
-      .block_bytes = [this](int64_t block) { return optimizer_->BlockStateBytes(block); },
-      .export_blocks =
-          [this](core::BlockRange blocks, std::span<std::byte> out) {
-            return optimizer_->ExportState(blocks, out);
-          },
+      .block_bytes = [this](int64_t block) { return replica_->BlockStateBytes(block); },
+      .export_blocks = [this](
+                           core::BlockRange blocks,
+                           std::span<std::byte> out) { return replica_->ExportState(blocks, out); },
       .import_blocks =
           [this](core::BlockRange blocks, std::span<const std::byte> in) {
-            return optimizer_->ImportState(blocks, in);
+            return replica_->ImportState(blocks, in);
           }};
   return {parameter_blocks, optimizer_blocks};
 }
@@ -291,53 +271,66 @@ absl::Status TrainRun::Resume() {
   for (const std::string& skipped : found->skipped) session_->console->Warn("skipped " + skipped);
   BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(CheckResumable(*found)));
   BITSHARD_RETURN_IF_ERROR(checkpoints_->Load(*found, Sections(/*all_parameters=*/true)));
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(replica_->WriteParameters()));
   first_step_ = found->manifest.info.step;
   total_tokens_ = found->manifest.info.total_tokens;
   total_trained_tokens_ = found->manifest.info.trained_tokens;
-  optimizer_->set_step(found->manifest.info.optimizer_step);
+  replica_->set_optimizer_step(found->manifest.info.optimizer_step);
   Say(absl::StrFormat("resuming from %s: %d of %d steps done", core::Escaped(found->path, 4096),
                       first_step_, session_->data->total_steps()));
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::optional<double>> TrainRun::HeldOut(std::span<const float> adapter) {
+absl::StatusOr<std::optional<double>> TrainRun::HeldOut(WhichModel which) {
   if (session_->data->num_held_out_micro_batches() == 0) return std::optional<double>();
-  BITSHARD_ASSIGN_OR_RETURN(const HeldOutLoss loss,
-                            EvaluateHeldOut(comm_, decoder_.get(), session_->data.get(), adapter));
+  BITSHARD_ASSIGN_OR_RETURN(
+      const HeldOutLoss loss,
+      EvaluateHeldOut(comm_, session_->data.get(), [this, which](const MicroBatch& batch) {
+        return replica_->Evaluate(batch, which);
+      }));
   Say(absl::StrFormat("held-out loss %s: %.4f nats per token (%d tokens, %.1f s)",
-                      adapter.empty() ? "of the base" : "after training", loss.loss,
+                      which == WhichModel::kBase ? "of the base" : "after training", loss.loss,
                       loss.trained_tokens, loss.seconds));
   return std::optional<double>(loss.loss);
+}
+
+// Needs ReadParameters where the adapter is asked for.
+absl::StatusOr<std::vector<std::string>> TrainRun::Answer(WhichModel which) {
+  if (answers_ == nullptr) return std::vector<std::string>();
+  const auto decoder = replica_->HostDecoder();
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(decoder.status()));
+  const bool base = which == WhichModel::kBase;
+  return answers_->Generate(decoder->get(),
+                            base ? std::span<const float>() : replica_->parameters());
 }
 
 absl::Status TrainRun::MakeAnswers() {
   std::vector<std::string> held_out = session_->data->held_out_prompts();
   if (config_.generate.heldout_prompts == 0) held_out.clear();
   if (config_.generate.prompts.empty() && held_out.empty()) return absl::OkStatus();
-  const DecoderOptions& made_for = decoder_->options();
   BITSHARD_ASSIGN_OR_RETURN(
-      answers_, Answers::Create(
-                    {.python = TextPythonOf(),
-                     .tokenizer = TokenizerOf(*session_),
-                     .prompts_key = "generate.prompts",
-                     .prompts = config_.generate.prompts,
-                     .held_out = std::move(held_out),
-                     .num_held_out = config_.generate.heldout_prompts,
-                     .max_prompt_tokens = std::min(made_for.max_tokens, made_for.max_sample_tokens),
-                     .context_tokens = decoder_->config().max_position_embeddings,
-                     .max_new_tokens = config_.generate.max_new_tokens},
-                    comm_));
+      answers_,
+      Answers::Create({.python = TextPythonOf(),
+                       .tokenizer = TokenizerOf(*session_),
+                       .prompts_key = "generate.prompts",
+                       .prompts = config_.generate.prompts,
+                       .held_out = std::move(held_out),
+                       .num_held_out = config_.generate.heldout_prompts,
+                       .max_prompt_tokens = std::min(decoder_options_.max_tokens,
+                                                     decoder_options_.max_sample_tokens),
+                       .context_tokens = session_->source->config().max_position_embeddings,
+                       .max_new_tokens = config_.generate.max_new_tokens},
+                      comm_));
   return absl::OkStatus();
 }
 
 absl::Status TrainRun::MeasureBaseline() {
   if (config_.eval.on_start) {
-    BITSHARD_ASSIGN_OR_RETURN(baseline_.held_out_loss, HeldOut({}));
+    BITSHARD_ASSIGN_OR_RETURN(baseline_.held_out_loss, HeldOut(WhichModel::kBase));
     if (metrics_ != nullptr && baseline_.held_out_loss.has_value())
       metrics_->WriteScalar("eval/loss", 0, *baseline_.held_out_loss);
   }
-  if (answers_ == nullptr) return absl::OkStatus();
-  BITSHARD_ASSIGN_OR_RETURN(baseline_.answers, answers_->Generate(decoder_.get(), {}));
+  BITSHARD_ASSIGN_OR_RETURN(baseline_.answers, Answer(WhichModel::kBase));
   return absl::OkStatus();
 }
 
@@ -359,8 +352,9 @@ absl::Status TrainRun::OpenMetrics() {
 }
 
 absl::Status TrainRun::Save(const LoopResult& done) {
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(replica_->ReadParameters()));
   return checkpoints_->Save({.step = done.step,
-                             .optimizer_step = optimizer_->step(),
+                             .optimizer_step = replica_->optimizer_step(),
                              .data_position = done.step * config_.batch.global_batch_size,
                              .total_tokens = done.total_tokens,
                              .trained_tokens = done.total_trained_tokens,
@@ -375,10 +369,7 @@ absl::Status TrainRun::Train() {
   const LoopParts parts{.step = {.config = &config_,
                                  .comm = comm_,
                                  .data = session_->data.get(),
-                                 .decoder = decoder_.get(),
-                                 .reducer = reducer_.get(),
-                                 .optimizer = optimizer_.get(),
-                                 .parameters = parameters()},
+                                 .replica = replica_.get()},
                         .console = session_->console.get(),
                         .metrics = metrics_.get(),
                         .save = [this](const LoopResult& done) { return Save(done); },
@@ -394,11 +385,9 @@ absl::Status TrainRun::Finish() {
   if (result_.interrupted) {
     return comm_->AgreeOnStatus(core::InterruptedError("asked to stop"));
   }
-  BITSHARD_ASSIGN_OR_RETURN(const std::optional<double> after, HeldOut(parameters()));
-  std::vector<std::string> answers;
-  if (answers_ != nullptr) {
-    BITSHARD_ASSIGN_OR_RETURN(answers, answers_->Generate(decoder_.get(), parameters()));
-  }
+  BITSHARD_ASSIGN_OR_RETURN(const std::optional<double> after, HeldOut(WhichModel::kAdapted));
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(replica_->ReadParameters()));
+  BITSHARD_ASSIGN_OR_RETURN(const std::vector<std::string> answers, Answer(WhichModel::kAdapted));
   return WriteResults(after, answers);
 }
 
@@ -423,7 +412,7 @@ absl::Status TrainRun::WriteResults(std::optional<double> held_out_after,
       .heldout_loss_before = baseline_.held_out_loss,
       .heldout_loss_after = held_out_after,
       .train_loss = result_.last_loss,
-      .trainable_parameters = layout_.numel(),
+      .trainable_parameters = replica_->layout().numel(),
       .planned_peak_rss_bytes = plan_.largest().peak_rss_bytes,
       .peak_rss_bytes = peak,
       .planned_bytes_sent_per_step = plan_.most_bytes_sent(),
@@ -435,9 +424,9 @@ absl::Status TrainRun::WriteResults(std::optional<double> held_out_after,
                               .alpha = static_cast<double>(config_.lora.alpha),
                               .dropout = config_.lora.dropout,
                               .rslora = config_.lora.use_rslora,
-                              .target_modules = decoder_->options().lora.target_modules,
+                              .target_modules = decoder_options_.lora.target_modules,
                               .base_model = config_.model.base_model},
-                             layout_, parameters()));
+                             replica_->layout(), replica_->parameters()));
     nlohmann::ordered_json pairs = nlohmann::ordered_json::array();
     for (size_t i = 0; i < answers.size(); ++i) {
       pairs.push_back({{"prompt", answers_->prompts()[i]},
@@ -470,8 +459,8 @@ absl::Status TrainRun::WriteResults(std::optional<double> held_out_after,
 
 }  // namespace
 
-absl::Status RunTrain(const CommandLine& line, comm::Communicator* comm) {
-  BITSHARD_ASSIGN_OR_RETURN(std::unique_ptr<Session> session, OpenSession(line, comm));
+absl::Status RunTrain(const CommandLine& line, comm::Communicator* comm, const Devices& devices) {
+  BITSHARD_ASSIGN_OR_RETURN(std::unique_ptr<Session> session, OpenSession(line, comm, devices));
   BITSHARD_RETURN_IF_ERROR(
       comm->AgreeOnStatus(ValidateWorldSize(session->config, comm->world_size())));
   return TrainRun(std::move(session)).Run();

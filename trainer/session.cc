@@ -16,6 +16,7 @@
 #include "core/parallel.h"
 #include "core/simd.h"
 #include "core/status_macros.h"
+#include "optim/optimizer_name.h"
 #include "trainer/process_memory.h"
 #include "trainer/run_options.h"
 #include "trainer/runtime_memory.h"
@@ -38,6 +39,40 @@ absl::Status CheckSameConfig(const Config& config, comm::Communicator* comm) {
                  : other.status();
   }
   return comm->AgreeOnStatus(status);
+}
+
+// `auto` of device, and what it decides of compute_type and paging.tier. Only training, and its
+// plan, can be on a GPU.
+absl::Status ResolveDevice(const CommandLine& line, const Devices& devices,
+                           comm::Communicator* comm, Config* config) {
+  const int local = comm->local_rank();
+  DeviceKind& device = config->compute.device;
+  if (line.command != Command::kTrain && line.command != Command::kPlan) device = DeviceKind::kCpu;
+  if (device != DeviceKind::kCpu) {
+    const absl::Status usable = devices.Usable(local);
+    BITSHARD_ASSIGN_OR_RETURN(const int64_t missing, comm->MaxInt64(usable.ok() ? 0 : 1));
+    if (missing != 0 && device == DeviceKind::kCuda) return comm->AgreeOnStatus(usable);
+    device = missing != 0 ? DeviceKind::kCpu : DeviceKind::kCuda;
+  }
+  const bool cuda = device == DeviceKind::kCuda;
+  const auto optimizer = optim::ParseOptimizerName(config->optimizer.name);
+  if (config->paging.tier == PagingTier::kAuto && optimizer.ok() && optimizer->paged)
+    config->paging.tier = cuda ? PagingTier::kManaged : PagingTier::kHost;
+  ComputeType& type = config->compute.type;
+  if (!cuda) {
+    type = ResolveComputeType(type);
+  } else if (!devices.MultipliesBFloat16(local)) {
+    if (type == ComputeType::kBFloat16) {
+      return comm->AgreeOnStatus(core::ConfigError(absl::StrFormat(
+          "compute_type: bf16: this GPU (%s) does not multiply it; want fp32 or auto",
+          devices.Describe(local))));
+    }
+    type = ComputeType::kFloat32;
+  } else if (type == ComputeType::kAuto) {
+    type = ComputeType::kBFloat16;
+  }
+  // What `auto` has become may not fit the rest.
+  return comm->AgreeOnStatus(ValidateConfig(*config));
 }
 
 struct PromptSizes {
@@ -99,9 +134,11 @@ absl::Status AdviseIfStopped(const absl::Status& status, const std::string& what
 std::string TokenizerOf(const Session& session) { return session.source->path(); }
 
 absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
-                                                     comm::Communicator* comm) {
+                                                     comm::Communicator* comm,
+                                                     const Devices& devices) {
   auto session = std::make_unique<Session>();
   session->comm = comm;
+  session->devices = &devices;
   session->console = std::make_unique<Console>(
       ConsoleOptions{.silent = comm->rank() != 0, .terminal = TerminalFromLauncher()});
   auto config =
@@ -111,9 +148,10 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
                                 line.command == Command::kEvaluate});
   BITSHARD_RETURN_IF_ERROR(comm->AgreeOnStatus(config.status()));
   session->config = *std::move(config);
-  session->config.compute.type = ResolveComputeType(session->config.compute.type);
   if (line.resume) session->config.output.resume_from_checkpoint = "true";
   BITSHARD_RETURN_IF_ERROR(CheckSameConfig(session->config, comm));
+  BITSHARD_RETURN_IF_ERROR(ResolveDevice(line, devices, comm, &session->config));
+  BITSHARD_RETURN_IF_ERROR(CheckSameConfig(session->config, comm));  // Machines may differ.
   comm->set_timeout(absl::Seconds(session->config.comm.timeout_seconds));
   core::SetNumThreads(ThreadsOf(session->config, *comm));
 
@@ -135,6 +173,10 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
       comm->world_size() == 1 ? "" : "s", core::NumThreads(), core::NumThreads() == 1 ? "" : "s",
       session->config.compute.type == ComputeType::kBFloat16 ? "bf16" : "fp32",
       core::SimdTargetName()));
+  if (session->config.compute.device == DeviceKind::kCuda) {
+    session->console->Say(
+        absl::StrFormat("a GPU for each rank: %s", devices.Describe(comm->local_rank())));
+  }
   return session;
 }
 
@@ -177,6 +219,19 @@ absl::StatusOr<std::unique_ptr<Decoder>> MakeDecoder(const Session& session,
   return decoder;
 }
 
+absl::StatusOr<std::unique_ptr<Replica>> MakeReplica(const Session& session,
+                                                     const DecoderOptions& options) {
+  const ReplicaArgs args{.config = &session.config,
+                         .source = session.source.get(),
+                         .comm = session.comm,
+                         .decoder = options};
+  if (session.config.compute.device == DeviceKind::kCuda) return session.devices->MakeReplica(args);
+  auto replica = MakeHostReplica(args);
+  BITSHARD_RETURN_IF_ERROR(session.comm->AgreeOnStatus(replica.status()));
+  ReturnFreedMemory();
+  return replica;
+}
+
 absl::StatusOr<Plan> PlanOf(const Session& session, int world_size) {
   const int64_t max_tokens = session.data->max_micro_batch_tokens();
   const int64_t max_sample_tokens = session.data->max_sample_tokens();
@@ -187,6 +242,7 @@ absl::StatusOr<Plan> PlanOf(const Session& session, int world_size) {
   const PromptSizes prompts = PromptsOf(session);
   return MakePlan({.config = &session.config,
                    .model = &session.source->config(),
+                   .devices = session.devices,
                    .world_size = world_size,
                    .runtime_bytes = runtime_bytes,
                    .cache_bytes = session.data->cache_bytes(),

@@ -12,17 +12,20 @@
 #include "trainer/command_line.h"
 #include "trainer/config.h"
 #include "trainer/data/text_process.h"
+#include "trainer/devices.h"
 #include "trainer/io/weight_source.h"
 #include "trainer/model/decoder.h"
 #include "trainer/plan.h"
 #include "trainer/progress.h"
+#include "trainer/replica.h"
 #include "trainer/training_data.h"
 
 namespace bitshard::trainer {
 
 struct Session {
-  Config config;  ///< The same on every rank; compute_type resolved.
+  Config config;  ///< The same on every rank; device, compute_type and paging.tier resolved.
   comm::Communicator* comm = nullptr;
+  const Devices* devices = nullptr;
   std::unique_ptr<Console> console;  ///< Silent but on rank 0.
   std::unique_ptr<io::WeightSource> source;
   std::unique_ptr<TrainingData> data;  ///< After OpenData.
@@ -30,17 +33,24 @@ struct Session {
       0;  ///< Of the Python process that made the caches; 0: none did.
 };
 
-/// Loads the configuration on every rank, makes sure that it is the same on all, sets threads and
-/// timeouts, opens the model's files. A collective. Errors: kConfig with the keys that differ
-/// between ranks; those of LoadConfig and OpenModel; agreed.
+/// Loads the configuration on every rank, resolves what depends on the machine, makes sure that it
+/// is the same on all, sets threads and timeouts, opens the model's files. `devices` outlives it. A
+/// collective. Errors: kConfig with the keys that differ between ranks; those of LoadConfig,
+/// ResolveDevice and OpenModel; agreed.
 absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
-                                                     comm::Communicator* comm);
+                                                     comm::Communicator* comm,
+                                                     const Devices& devices);
 
 /// Prepares and opens the data, and says what it is. A collective.
 absl::Status OpenData(Session* session);
 
-/// Errors: kMemory, kData, kConfig; agreed. A collective.
+/// On the CPU. Errors: kMemory, kData, kConfig; agreed. A collective.
 absl::StatusOr<std::unique_ptr<Decoder>> MakeDecoder(const Session& session,
+                                                     const DecoderOptions& options);
+
+/// On the device of the configuration. Errors: as those of MakeDecoder, and kPeer; agreed. A
+/// collective.
+absl::StatusOr<std::unique_ptr<Replica>> MakeReplica(const Session& session,
                                                      const DecoderOptions& options);
 
 /// The plan for `world_size` ranks. Needs OpenData; call it before the model is loaded. A

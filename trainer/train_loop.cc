@@ -47,8 +47,10 @@ class TrainLoop {
       std::optional<double> held_out;
       if (config_.eval.steps > 0 && step % config_.eval.steps == 0 && !stop &&
           step < parts_.total_steps) {
-        const absl::StatusOr<HeldOutLoss> loss = EvaluateHeldOut(
-            parts_.step.comm, parts_.step.decoder, parts_.step.data, parts_.step.parameters);
+        const absl::StatusOr<HeldOutLoss> loss =
+            EvaluateHeldOut(parts_.step.comm, parts_.step.data, [this](const MicroBatch& batch) {
+              return parts_.step.replica->Evaluate(batch, WhichModel::kAdapted);
+            });
         stop = core::KindOf(loss.status()) == core::ErrorKind::kInterrupted;
         if (!loss.ok() && !stop) return loss.status();
         if (loss.ok()) held_out = loss->loss;

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "comm/gradient_reducer.h"
 #include "core/error.h"
 #include "core/status_macros.h"
 #include "trainer/micro_batch_sums.h"
@@ -24,15 +25,7 @@ absl::StatusOr<std::vector<LossSum>> RunMicroBatches(const StepParts& parts, int
     Stopwatch watch;
     BITSHARD_ASSIGN_OR_RETURN(const MicroBatch batch, parts.data->TrainMicroBatch(step, index));
     seconds->data += watch.Lap();
-    parts.reducer->BeginMicroBatch();
-    const PassArgs args{.parameters = parts.parameters,
-                        .gradients = parts.reducer->leaf(),
-                        .seed = static_cast<uint64_t>(parts.config->compute.seed),
-                        .step = step};
-    BITSHARD_ASSIGN_OR_RETURN(const LossSum sum,
-                              parts.decoder->ForwardBackward(batch, args, [&](int64_t tensor) {
-                                return parts.reducer->TensorReady(tensor);
-                              }));
+    BITSHARD_ASSIGN_OR_RETURN(const LossSum sum, parts.replica->RunMicroBatch(batch, step));
     sums.push_back(sum);
     seconds->forward_backward += watch.Lap();
   }
@@ -58,17 +51,17 @@ absl::StatusOr<StepResult> RunStep(const StepParts& parts, int64_t step, double 
                                    bool stop_requested) {
   const Config& config = *parts.config;
   StepResult result{.step = step, .learning_rate = learning_rate};
-  const int64_t sent_before = parts.comm->bytes_sent();
+  const int64_t sent_before = parts.replica->bytes_sent();
   const int64_t micro_batches = config.batch.micro_batches_per_step();
   const comm::MicroBatchRange range =
       comm::MicroBatchesOf(parts.comm->rank(), parts.comm->world_size(), micro_batches);
   Stopwatch total;
 
-  parts.reducer->BeginStep();
+  parts.replica->BeginStep();
   BITSHARD_ASSIGN_OR_RETURN(const std::vector<LossSum> mine,
                             RunMicroBatches(parts, step, range, &result.seconds));
-  BITSHARD_ASSIGN_OR_RETURN(const std::span<float> gradients, parts.reducer->FinishStep());
-  result.seconds.exposed_communication = parts.reducer->exposed_seconds();
+  BITSHARD_RETURN_IF_ERROR(parts.replica->FinishGradients());
+  result.seconds.exposed_communication = parts.replica->exposed_seconds();
 
   Stopwatch watch;
   BITSHARD_ASSIGN_OR_RETURN(const GatheredSums all,
@@ -78,8 +71,7 @@ absl::StatusOr<StepResult> RunStep(const StepParts& parts, int64_t step, double 
   result.tokens = all.total.tokens;
   const double per_token = 1.0 / static_cast<double>(std::max<int64_t>(result.trained_tokens, 1));
   result.loss = all.total.nats * per_token;
-  BITSHARD_ASSIGN_OR_RETURN(result.gradient_norm,
-                            parts.optimizer->GradientNorm(gradients, per_token));
+  BITSHARD_ASSIGN_OR_RETURN(result.gradient_norm, parts.replica->GradientNorm(per_token));
 
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
     // Every rank sees the same sums; agreed, so that one rank speaks for all.
@@ -92,14 +84,12 @@ absl::StatusOr<StepResult> RunStep(const StepParts& parts, int64_t step, double 
       // torch.nn.utils.clip_grad_norm_'s coefficient.
       scale *= std::min(1.0, config.optimizer.max_grad_norm / (result.gradient_norm + 1e-6));
     }
-    BITSHARD_RETURN_IF_ERROR(parts.optimizer->Step({.parameters = parts.parameters,
-                                                    .gradients = gradients,
-                                                    .gradient_scale = scale,
-                                                    .learning_rate = learning_rate}));
+    BITSHARD_RETURN_IF_ERROR(
+        parts.replica->Update({.gradient_scale = scale, .learning_rate = learning_rate}));
   }
   result.seconds.optimizer = watch.Lap();
   result.seconds.total = total.Lap();
-  result.bytes_sent = parts.comm->bytes_sent() - sent_before;
+  result.bytes_sent = parts.replica->bytes_sent() - sent_before;
   return result;
 }
 

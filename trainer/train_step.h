@@ -4,14 +4,11 @@
 #define BITSHARD_TRAINER_TRAIN_STEP_H_
 
 #include <cstdint>
-#include <span>
 
 #include "absl/status/statusor.h"
 #include "comm/communicator.h"
-#include "comm/gradient_reducer.h"
-#include "optim/sharded_optimizer.h"
 #include "trainer/config.h"
-#include "trainer/model/decoder.h"
+#include "trainer/replica.h"
 #include "trainer/training_data.h"
 
 namespace bitshard::trainer {
@@ -21,10 +18,7 @@ struct StepParts {
   const Config* config = nullptr;
   comm::Communicator* comm = nullptr;
   TrainingData* data = nullptr;
-  Decoder* decoder = nullptr;
-  comm::GradientReducer* reducer = nullptr;
-  optim::ShardedOptimizer* optimizer = nullptr;
-  std::span<float> parameters;  ///< The adapter arena.
+  Replica* replica = nullptr;
 };
 
 /// Wall seconds of this rank by phase.

@@ -132,6 +132,10 @@ TEST(Config, RefusesContradictions) {
   EXPECT_THAT(Refusal("warmup_steps: 3\nwarmup_ratio: 0.1\n"), HasSubstr("keep one"));
   EXPECT_THAT(Refusal("lr_scheduler: linear\ncosine_min_lr_ratio: 0.1\n"), HasSubstr("cosine"));
   EXPECT_THAT(Refusal("paging: {tier: file}\n"), HasSubstr("as in paged_adamw_8bit"));
+  EXPECT_THAT(Refusal("device: cuda\noptimizer: paged_lion_8bit\npaging: {tier: file}\n"),
+              HasSubstr("paging.tier: got file with device: cuda, want managed or pinned"));
+  EXPECT_THAT(Refusal("device: cpu\noptimizer: paged_lion_8bit\npaging: {tier: pinned}\n"),
+              HasSubstr("paging.tier: got pinned with device: cpu, want host or file"));
   EXPECT_THAT(Refusal("eval_steps: 3\n"), HasSubstr("test_datasets"));
   EXPECT_THAT(Refusal("bnb_4bit_blocksize: 96\n"), HasSubstr("power of two"));
   EXPECT_THAT(Refusal("max_steps: 0\n"), HasSubstr("max_steps: got 0"));
@@ -220,7 +224,7 @@ TEST(Config, OverridesReplaceWhatTheFileSays) {
              {"lora_rank=4", "lora_r=2", "paging.tier=file", "report_to=[csv, jsonl]",
               "datasets=[{path: a.jsonl, type: alpaca}, b.parquet]", "output_dir='x y'"});
   EXPECT_EQ(config.lora.r, 2);
-  EXPECT_EQ(config.paging.tier, paging::Tier::kFile);
+  EXPECT_EQ(config.paging.tier, PagingTier::kFile);
   EXPECT_EQ(config.paging.budget, 1 << 20);
   EXPECT_EQ(config.output.report_to, (std::vector<Report>{Report::kCsv, Report::kJsonl}));
   EXPECT_EQ(config.data.datasets,
@@ -274,7 +278,8 @@ Config FarFromDefaults() {
       "ademamix_alpha: 2\nademamix_t_alpha: 5\nademamix_t_beta3: 6\nweight_decay: 0.7\n"
       "optimizer_overrides: [{pattern: \"*.lora_B: '#*\", bits: 32, learning_rate: 1e-300}, "
       "{pattern: x, block_size: 64, weight_decay: 0}]\n"
-      "max_grad_norm: 1e20\nmin_8bit_size: 1\ncompute_type: bf16\nactivation_checkpointing: false\n"
+      "max_grad_norm: 1e20\nmin_8bit_size: 1\ndevice: cpu\ncompute_type: bf16\n"
+      "activation_checkpointing: false\n"
       "nonfinite: skip\nseed: 9\neval_max_samples: 4\noutput_dir: \"true\"\neval_steps: 2\n"
       "eval_on_start: false\nsave_steps: 0\nsave_total_limit: 0\nresume_from_checkpoint: /x/y\n"
       "logging_steps: 3\nreport_to: [csv]\nthreads_per_rank: 5\n"
@@ -326,7 +331,7 @@ TEST(Config, HashCoversWhatDecidesTheAdapterAndNothingElse) {
   for (const char* text :
        {"lora_r: 15\n", "seed: 1\n", "global_batch_size: 16\n", "max_steps: 3\n",
         "optimizer: lion_8bit\n", "compute_type: fp32\n", "weight_decay: 0.1\n", "datasets: [x]\n",
-        "min_8bit_size: 1\n", "adam_beta2: 0.99\n", "max_unorm: 1\n",
+        "min_8bit_size: 1\n", "adam_beta2: 0.99\n", "max_unorm: 1\n", "device: cpu\n",
         "optimizer_overrides: [{pattern: \"*\", block_size: 64}]\n"}) {
     const Config other = Parsed(text);
     EXPECT_NE(ConfigHash(base), ConfigHash(other)) << text;

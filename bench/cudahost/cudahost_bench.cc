@@ -89,14 +89,13 @@ using Launch = std::function<absl::Status()>;
 Launch StepOf(optim::Algorithm algorithm, bool is_8bit, Memory* memory) {
   optim::StepRun run = {
       .parameter = memory->Filled(), .gradient = memory->Filled(), .elems = kElems};
-  if (is_8bit) {
-    run.codes1 = memory->Zeros<uint8_t>(kElems);
-    run.codes2 = memory->Zeros<uint8_t>(kElems);
-    run.absmax1 = memory->Zeros<float>(kBlocks);
-    run.absmax2 = memory->Zeros<float>(kBlocks);
-  } else {
-    run.state1 = memory->Zeros<float>(kElems);
-    run.state2 = memory->Zeros<float>(kElems);
+  for (int i = 0; i < optim::NumStates(algorithm); ++i) {
+    if (is_8bit) {
+      run.states[i] = {.codes = memory->Zeros<uint8_t>(kElems),
+                       .absmax = memory->Zeros<float>(kBlocks)};
+    } else {
+      run.states[i] = {.values = memory->Zeros<float>(kElems)};
+    }
   }
   auto stepper = optim::CudaStepper::Create({.max_runs = 1});
   Check(stepper.status());

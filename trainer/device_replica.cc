@@ -14,6 +14,7 @@
 #include "core/cuda_status.h"
 #include "core/cuda_stream.h"
 #include "core/status_macros.h"
+#include "optim/device_optimizer.h"
 #include "paging/cuda_resource.h"
 #include "trainer/model/adapter.h"
 #include "trainer/model/device_decoder.h"

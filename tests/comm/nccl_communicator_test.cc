@@ -153,6 +153,8 @@ TEST_F(NcclCommunicatorTest, ARankThatDoesNotComeIsNoticedByAge) {
 TEST_F(NcclCommunicatorTest, AnEndThatNeverComesIsGivenUp) {
   RunWith({.rank = 0, .finalize_hangs = 1}, 2, [](Communicator&, DeviceCommunicator& comm) {
     const absl::Status bad = comm.Finalize();
+    // The other rank may see that this one has given up, and end well.
+    if (comm.rank() == 1 && bad.ok()) return;
     EXPECT_EQ(core::KindOf(bad), core::ErrorKind::kPeer) << bad;
     EXPECT_THAT(std::string(bad.message()), HasSubstr("end of the run"));
   });

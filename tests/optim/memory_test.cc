@@ -138,9 +138,11 @@ Tensor Parameter(int64_t n, torch::ScalarType type) {
   return p;
 }
 
-// Bytes that the first step of an optimizer leaves behind: its state.
+// Bytes that the first step of an optimizer leaves behind: its state. What a process sets up once,
+// with its first step, is none of it.
 template <class Optimizer>
 int64_t StateBytes(int64_t n) {
+  Optimizer(std::vector<Tensor>{Parameter(n, torch::kFloat)}).step();
   Optimizer optimizer(std::vector<Tensor>{Parameter(n, torch::kFloat)});
   ledger.Start();
   optimizer.step();

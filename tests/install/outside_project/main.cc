@@ -41,8 +41,8 @@ bool EngineLearns() {
   if (!layout.ok() || !name.ok()) return false;
   const bitshard::comm::ShardMap shards(*layout, 1, 1 << 20);
   const auto ranks = bitshard::comm::ThreadCommunicator::Create(1);
-  auto optimizer =
-      optim::ShardedOptimizer::Create(*layout, shards, ranks[0].get(), {.name = *name});
+  auto optimizer = optim::ShardedOptimizer::Create(*layout, shards, ranks[0].get(),
+                                                   {.settings = {.name = *name}});
   if (!optimizer.ok()) return false;
   std::vector<float> arena(static_cast<size_t>(layout->num_blocks() * 256), 0.0f);
   std::fill_n(arena.begin(), 5000, 1.0f);

@@ -208,11 +208,15 @@ absl::StatusOr<PreparedCache> PrepareTokenCache(const TokenCacheSpec& spec) {
   BITSHARD_ASSIGN_OR_RETURN(const std::string key, TokenCacheKey(spec));
   BITSHARD_RETURN_IF_ERROR(core::MakeDirectories(spec.cache_directory));
   const std::string path = CacheName(spec, key);
+  std::error_code error;
+  if (fs::exists(path, error)) {  // Whole as soon as it has this name, so no lock is needed.
+    absl::StatusOr<std::unique_ptr<TokenCache>> cache = OpenChecked(spec, path);
+    if (cache.ok()) return PreparedCache{.cache = *std::move(cache)};
+  }
   const std::string lock_path = (fs::path(spec.cache_directory) / (key + ".lock")).string();
   BITSHARD_ASSIGN_OR_RETURN(const core::ScopedFd lock, Lock(lock_path, spec));
   WriteLockText(lock.get(), spec, 0);
   PreparedCache result;
-  std::error_code error;
   if (fs::exists(path, error)) {
     auto cache = OpenChecked(spec, path);
     if (cache.ok()) {

@@ -53,9 +53,8 @@ DecoderOptions DecoderOptionsOf(const Config& config, int64_t max_tokens,
 
 DecoderOptions AnswerDecoderOptionsOf(const DecoderOptions& training) {
   DecoderOptions options = training;
-  options.compute = ResolveComputeType(ComputeType::kAuto) == ComputeType::kBFloat16
-                        ? ActivationType::kBFloat16
-                        : ActivationType::kFloat32;
+  if (ResolveComputeType(ComputeType::kAuto) == ComputeType::kFloat32)
+    options.compute = ActivationType::kFloat32;
   return options;
 }
 

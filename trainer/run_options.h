@@ -25,8 +25,8 @@ optim::LrSchedule ScheduleOf(const Config& config, int64_t total_steps);
 DecoderOptions DecoderOptionsOf(const Config& config, int64_t max_tokens,
                                 int64_t max_sample_tokens);
 
-/// Of the decoder on the CPU that answers prompts where training is on a GPU: in the type that the
-/// processor is fast with.
+/// Of the decoder on the CPU that answers prompts where training is on a GPU: in the type of
+/// training, but in fp32 where the processor does not multiply bfloat16.
 DecoderOptions AnswerDecoderOptionsOf(const DecoderOptions& training);
 
 /// What the optimizer is told wherever it runs. Errors: those of optim::ParseOptimizerName.

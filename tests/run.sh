@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds, and runs every test: about 40 minutes on 2 cores from a fresh clone.
+# Installs what is missing, builds, and runs every test: just under an hour on 2 cores from a fresh clone.
 #
 #   tests/run.sh           what CI runs
 #   tests/run.sh --all     also what takes longer (200 kills at random moments, all mutations of the CUDA code: about an
@@ -82,17 +82,17 @@ rm -rf "$RESULTS"
 mkdir -p "$RESULTS"
 JOBS=$(job_count)
 
-say "CPU build: about 11 minutes on 2 cores, seconds if nothing changed"
+say "CPU build: about 20 minutes on 2 cores, seconds if nothing changed"
 if configure cpu; then
   build cpu
-  say "tests of the CPU build: about 8 minutes"
+  say "tests of the CPU build: about 15 minutes"
   left_out='fuzz'  # Those run under AddressSanitizer.
   [[ ${BITSHARD_TEST_ALL:-} == 1 ]] || left_out+='|long'
   run_tests cpu -LE "^($left_out)\$"
 fi
-say "readers under AddressSanitizer: about 5 minutes"
+say "readers under AddressSanitizer: about 10 minutes"
 build_and_run_labelled asan 'fuzz|asan' -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
-say "CUDA sources, compiled and linked: about 3 minutes"
+say "CUDA sources, compiled and linked: about 10 minutes"
 build_and_run_labelled cuda cuda -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF
 say "summary"
 .deps/venv/bin/python tests/summarize.py "$RESULTS"

@@ -22,7 +22,7 @@ fail() {
 # Runs inside the new system: each argument is a command.
 run_commands() {
   local command start status failed=0 report=""
-  cd /root/bitshard
+  cd /srv/bitshard
   for command in "$@"; do
     echo "=== $command"
     start=$SECONDS
@@ -99,11 +99,11 @@ if [[ ! -e $dir/made ]]; then
   rm -f "$root"/etc/apt/apt.conf.d/{20packagekit,50appstream,70debconf,20listchanges}
   touch "$dir/made"
 fi
-if [[ ! -e $root/root/bitshard ]]; then
-  git clone -q --no-hardlinks "$tree" "$root/root/bitshard"
+if [[ ! -e $root/srv/bitshard ]]; then
+  git clone -q --no-hardlinks "$tree" "$root/srv/bitshard"
 else
-  git -C "$root/root/bitshard" fetch -q "$tree" HEAD
-  git -C "$root/root/bitshard" checkout -q --detach FETCH_HEAD
+  git -C "$root/srv/bitshard" fetch -q "$tree" HEAD
+  git -C "$root/srv/bitshard" checkout -q --detach FETCH_HEAD
 fi
 
 exec unshare --mount --pid --fork --kill-child "$0" --enter "$root" "$@"

@@ -1,12 +1,9 @@
 """Optimizers that need norms of whole tensors, and overrides of single ones, in whole runs: the same bits at any world
 size and after a resume, what was planned is sent, and what can't be meant is refused."""
-import argparse
 import json
-import pathlib
 import shutil
-import tempfile
 
-from tiny_run import Runner, exact_lines, make_material, one_error, same_adapter
+from tiny_run import Runner, exact_lines, one_error, run_checks, same_adapter
 
 OVERRIDES = ('[{pattern: "*.lora_B.*", bits: 32, learning_rate: 2e-2}, {pattern: "*.q_proj.lora_A.*", block_size: 64}, '
              '{pattern: "*.layers.1.*", weight_decay: 0.1}]')
@@ -54,19 +51,5 @@ def check_refusals(runner: Runner) -> None:
     print("a pattern without a tensor and a key without effect: refused")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--source", required=True)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        make_material(folder)
-        runner = Runner(args.binary, args.source, folder)
-        check_lamb(runner)
-        check_overrides(runner)
-        check_refusals(runner)
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(check_lamb, check_overrides, check_refusals)

@@ -1,14 +1,11 @@
 """What a run leaves: every file and every key of its summary; none of an earlier run's results; the progress bar only
 where somebody is watching."""
-import argparse
 import json
 import os
-import pathlib
 import pty
 import subprocess
-import tempfile
 
-from tiny_run import Runner, make_material
+from tiny_run import Runner, run_checks
 
 FILES = {"adapter", "answers.json", "config.yaml", "latest", "metrics.jsonl", "summary.json", "trainer_state.json"}
 RESULTS = ("summary.json", "answers.json", "trainer_state.json", "adapter")
@@ -77,19 +74,5 @@ def check_terminal(runner: Runner) -> None:
     print("the progress bar is drawn on a terminal and nowhere else")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--source", required=True)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        make_material(folder)
-        runner = Runner(args.binary, args.source, folder)
-        check_files(runner)
-        check_fresh_start(runner)
-        check_terminal(runner)
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(check_files, check_fresh_start, check_terminal)

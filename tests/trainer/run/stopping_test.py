@@ -1,15 +1,12 @@
 """Ends that a run announces: asked to stop outside of its steps (143), out of memory (4), numbers that are not finite
 (7, or left out)."""
-import argparse
 import json
-import os
 import pathlib
 import shutil
 import signal
 import subprocess
-import tempfile
 
-from tiny_run import Runner, make_material, one_error, rank_pids, same_adapter, tell, wait_for
+from tiny_run import Runner, one_error, rank_pids, run_checks, same_adapter, tell, wait_for
 
 LONG = 200000  # New tokens: minutes of answers.
 
@@ -102,20 +99,5 @@ def check_not_finite(runner: Runner) -> None:
     print(f"not finite from step {step} on: exit code 7, one message of three ranks; or skipped")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--source", required=True)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        make_material(folder)
-        runner = Runner(args.binary, args.source, folder)
-        check_not_finite(runner)
-        check_stop(runner)
-        check_stop_in_answers(runner)
-        check_memory(runner)
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(check_not_finite, check_stop, check_stop_in_answers, check_memory)

@@ -1,9 +1,11 @@
 """A tiny real run for tests: a random Llama of two layers, a trained tokenizer, a chat dataset; and how to start it."""
+import argparse
 import itertools
 import json
 import os
 import pathlib
 import subprocess
+import tempfile
 import time
 
 import numpy as np
@@ -169,3 +171,17 @@ def same_adapter(what: str, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) 
     assert a.keys() == b.keys(), f"{what}: other tensors"
     for key in a:
         assert (a[key].view(np.uint32) == b[key].view(np.uint32)).all(), f"{what}: {key} differs"
+
+
+def run_checks(*checks) -> None:
+    """The main of a test: each of `checks` gets the Runner of one folder of material."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--binary", required=True)
+    parser.add_argument("--source", required=True)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        make_material(folder)
+        runner = Runner(args.binary, args.source, folder)
+        for check in checks:
+            check(runner)

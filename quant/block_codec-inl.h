@@ -18,6 +18,7 @@
 #define BITSHARD_QUANT_BLOCK_CODEC_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -142,7 +143,7 @@ HWY_INLINE uint32_t BlockMaxAbsBits(const float* HWY_RESTRICT x, int64_t n) {
     max1 = hn::Max(max1, hn::BitCast(du, hn::Abs(hn::LoadU(d, x + i + lanes))));
   }
   uint32_t max_bits = hn::GetLane(hn::MaxOfLanes(du, hn::Max(max0, max1)));
-  for (; i < n; ++i) max_bits = MaxAbsBits(max_bits, x[i]);
+  for (const float* at = x + i; at != x + n; ++at) max_bits = MaxAbsBits(max_bits, *at);
   return max_bits;
 }
 
@@ -158,6 +159,23 @@ HWY_INLINE void DecodeBlock(const Coder& coder, const uint8_t* HWY_RESTRICT code
   std::copy(codes + i, codes + n, tail_codes);
   coder.DecodeScaled(tail_codes, absmax, tail);
   std::copy(tail, tail + (n - i), out + i);
+}
+
+/// Calls decode(begin, count, to) for pieces of [0, n) and brings each to out[begin] past the
+/// caches (quant/streaming.h). out must be aligned to a vector. hwy::FlushStream() afterwards.
+template <class DecodePiece>
+HWY_INLINE void StreamDecoded(int64_t n, float* HWY_RESTRICT out, DecodePiece decode) {
+  constexpr int64_t kPieceElems = 256;
+  const FloatTag d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  HWY_ALIGN float piece[kPieceElems];
+  for (int64_t begin = 0; begin < n; begin += kPieceElems) {
+    const int64_t count = std::min(kPieceElems, n - begin);
+    decode(begin, count, piece);
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) hn::Stream(hn::Load(d, piece + i), d, out + begin + i);
+    std::copy(piece + i, piece + count, out + begin + i);
+  }
 }
 
 /// Codes of x[0, n) at a scale that ScaleOfBlock made.

@@ -11,6 +11,7 @@
 #include "quant/block_codec.h"
 #include "quant/blockwise_4bit.h"
 #include "quant/codebook.h"
+#include "quant/streaming.h"
 
 #define HWY_WANT_AVX3_DL
 #undef HWY_TARGET_INCLUDE
@@ -117,13 +118,16 @@ HWY_INLINE void LookUpBlock(const uint8_t* packed, int64_t n, const float (&prod
   }
 }
 
+HWY_INLINE void MultiplyValues(const float* values, float scale, float (&products)[16]) {
+  for (int k = 0; k < 16; ++k) products[k] = values[k] * scale;
+}
+
 template <class T>
 HWY_INLINE void DequantizeBlocks(const uint8_t* packed, const float* absmax, int64_t n,
                                  const float* values, int64_t block_size, T* out) {
   for (int64_t begin = 0; begin < n; begin += block_size) {
-    const float scale = *absmax++;
     float products[16];
-    for (int k = 0; k < 16; ++k) products[k] = values[k] * scale;
+    MultiplyValues(values, *absmax++, products);
     LookUpBlock(packed + begin / 2, std::min(block_size, n - begin), products, out + begin);
   }
 }
@@ -131,6 +135,18 @@ HWY_INLINE void DequantizeBlocks(const uint8_t* packed, const float* absmax, int
 void DequantizeF32(const uint8_t* packed, const float* absmax, int64_t n, const float* values,
                    int64_t block_size, float* out) {
   DequantizeBlocks(packed, absmax, n, values, block_size, out);
+}
+void StreamF32(const uint8_t* packed, const float* absmax, int64_t n, const float* values,
+               int64_t block_size, float* out) {
+  for (int64_t begin = 0; begin < n; begin += block_size) {
+    float products[16];
+    MultiplyValues(values, *absmax++, products);
+    StreamDecoded(std::min(block_size, n - begin), out + begin,
+                  [&](int64_t at, int64_t count, float* to) {
+                    LookUpBlock(packed + (begin + at) / 2, count, products, to);
+                  });
+  }
+  hwy::FlushStream();
 }
 void DequantizeBf16(const uint8_t* packed, const float* absmax, int64_t n, const float* values,
                     int64_t block_size, uint16_t* out) {
@@ -252,6 +268,7 @@ namespace bitshard::quant {
 namespace {
 
 HWY_EXPORT(DequantizeF32);
+HWY_EXPORT(StreamF32);
 HWY_EXPORT(DequantizeBf16);
 HWY_EXPORT(QuantizeNf4);
 HWY_EXPORT(QuantizeFp4);
@@ -330,9 +347,16 @@ absl::Status Dequantize4Bit(std::span<const uint8_t> packed, std::span<const flo
                             Type4Bit type, int64_t block_size, std::span<float> out) {
   BITSHARD_RETURN_IF_ERROR(CheckSizes("Dequantize4Bit", std::ssize(out), std::ssize(packed),
                                       std::ssize(absmax), block_size));
+  const bool stream = ShouldStream(out.data(), std::ssize(out), block_size);
   ForEachRun(std::ssize(out), block_size, [&](int64_t begin, int64_t count, int64_t block) {
-    internal::DequantizeRun4Bit(packed.data() + begin / 2, absmax.data() + block, count, type,
-                                block_size, out.data() + begin);
+    const uint8_t* const from = packed.data() + begin / 2;
+    const float* const scales = absmax.data() + block;
+    float* const to = out.data() + begin;
+    if (stream) {
+      HWY_DYNAMIC_DISPATCH(StreamF32)(from, scales, count, Values(type), block_size, to);
+    } else {
+      internal::DequantizeRun4Bit(from, scales, count, type, block_size, to);
+    }
   });
   return absl::OkStatus();
 }

@@ -8,6 +8,7 @@
 #include "quant/block_codec.h"
 #include "quant/blockwise.h"
 #include "quant/codebook.h"
+#include "quant/streaming.h"
 
 #define HWY_WANT_AVX3_DL
 #undef HWY_TARGET_INCLUDE
@@ -30,11 +31,20 @@ void QuantizeBlocks(const float* x, int64_t n, int64_t block_size, uint8_t* out,
 
 template <bool kSigned>
 void DequantizeBlocks(const uint8_t* q, int64_t n, int64_t block_size, const float* absmax,
-                      float* out) {
+                      float* out, bool stream) {
   const DynamicCoder<kSigned> coder;
   for (int64_t begin = 0; begin < n; begin += block_size) {
-    DecodeBlock(coder, q + begin, std::min(block_size, n - begin), *absmax++, out + begin);
+    const int64_t elems = std::min(block_size, n - begin);
+    const float scale = *absmax++;
+    if (stream) {
+      StreamDecoded(elems, out + begin, [&](int64_t at, int64_t count, float* to) {
+        DecodeBlock(coder, q + begin + at, count, scale, to);
+      });
+    } else {
+      DecodeBlock(coder, q + begin, elems, scale, out + begin);
+    }
   }
+  if (stream) hwy::FlushStream();
 }
 
 void QuantizeSigned(const float* x, int64_t n, int64_t block_size, uint8_t* out, float* absmax) {
@@ -44,12 +54,12 @@ void QuantizeUnsigned(const float* x, int64_t n, int64_t block_size, uint8_t* ou
   QuantizeBlocks<false>(x, n, block_size, out, absmax);
 }
 void DequantizeSigned(const uint8_t* q, int64_t n, int64_t block_size, const float* absmax,
-                      float* out) {
-  DequantizeBlocks<true>(q, n, block_size, absmax, out);
+                      float* out, bool stream) {
+  DequantizeBlocks<true>(q, n, block_size, absmax, out, stream);
 }
 void DequantizeUnsigned(const uint8_t* q, int64_t n, int64_t block_size, const float* absmax,
-                        float* out) {
-  DequantizeBlocks<false>(q, n, block_size, absmax, out);
+                        float* out, bool stream) {
+  DequantizeBlocks<false>(q, n, block_size, absmax, out, stream);
 }
 
 }  // namespace bitshard::quant::HWY_NAMESPACE
@@ -153,15 +163,18 @@ absl::Status DequantizeBlockwise(std::span<const uint8_t> q, std::span<const flo
   }
   const bool is_signed = SameValues(SignedDynamicTable(), code);
   const bool is_unsigned = SameValues(UnsignedDynamicTable(), code);
+  const bool stream = ShouldStream(out.data(), n, block_size);
   core::ParallelFor(std::ssize(absmax), GrainBlocks(block_size), [&](int64_t first, int64_t last) {
     const int64_t begin = first * block_size;
     const int64_t count = std::min(n, last * block_size) - begin;
     const uint8_t* from = q.data() + begin;
     float* to = out.data() + begin;
     if (is_signed) {
-      HWY_DYNAMIC_DISPATCH(DequantizeSigned)(from, count, block_size, absmax.data() + first, to);
+      HWY_DYNAMIC_DISPATCH(DequantizeSigned)
+      (from, count, block_size, absmax.data() + first, to, stream);
     } else if (is_unsigned) {
-      HWY_DYNAMIC_DISPATCH(DequantizeUnsigned)(from, count, block_size, absmax.data() + first, to);
+      HWY_DYNAMIC_DISPATCH(DequantizeUnsigned)
+      (from, count, block_size, absmax.data() + first, to, stream);
     } else {
       DequantizeGeneric(code.data(), from, count, block_size, absmax.data() + first, to);
     }

@@ -62,8 +62,11 @@ class DynamicCoder {
   HWY_INLINE void Encode(const Vec256f (&t)[4], uint8_t* HWY_RESTRICT codes) const {
     __m256i position[4];
     for (int i = 0; i < 4; ++i) position[i] = Position(Magnitude(t[i].raw));
-    if (HWY_UNLIKELY(AnyUnsure(position))) Decide(t, position);
-    Pack(t, position, codes);
+    if (HWY_UNLIKELY(AnyUnsure(position))) {
+      EncodeUnsure(t[0].raw, t[1].raw, t[2].raw, t[3].raw, codes);
+    } else {
+      Pack(t[0].raw, t[1].raw, t[2].raw, t[3].raw, position, codes);
+    }
   }
 
  private:
@@ -97,26 +100,32 @@ class DynamicCoder {
     return _mm256_movemask_epi8(is_sure) != -1;
   }
 
-  // Puts the exact rank into each upper half.
-  HWY_NOINLINE void Decide(const Vec256f (&t)[4], __m256i (&position)[4]) const {
-    for (int i = 0; i < 4; ++i) {
-      const __m256i back = _mm256_set1_epi32(static_cast<int32_t>(kFixedUnsure));
-      const __m256i low = _mm256_srli_epi32(_mm256_sub_epi32(position[i], back), 16);
-      const __m256 threshold = _mm256_i32gather_ps(tables_->threshold, low, 4);
-      const __m256 above = _mm256_cmp_ps(Magnitude(t[i].raw), threshold, _CMP_GT_OQ);
-      position[i] = _mm256_slli_epi32(_mm256_sub_epi32(low, _mm256_castps_si256(above)), 16);
-    }
+  // With the exact decision points. Takes values and finds the positions anew, so that the usual
+  // case keeps all of them in registers.
+  HWY_NOINLINE void EncodeUnsure(__m256 t0, __m256 t1, __m256 t2, __m256 t3, uint8_t* codes) const {
+    const __m256i position[4] = {Decided(Magnitude(t0)), Decided(Magnitude(t1)),
+                                 Decided(Magnitude(t2)), Decided(Magnitude(t3))};
+    Pack(t0, t1, t2, t3, position, codes);
   }
 
-  static HWY_INLINE void Pack(const Vec256f (&t)[4], const __m256i (&position)[4],
-                              uint8_t* HWY_RESTRICT codes) {
-    __m256i rank[4];
-    for (int i = 0; i < 4; ++i) {
-      rank[i] = _mm256_srli_epi32(position[i], 16);
-      if constexpr (kSigned) rank[i] = _mm256_sign_epi32(rank[i], _mm256_castps_si256(t[i].raw));
-    }
-    __m256i low = _mm256_packs_epi32(rank[0], rank[1]);
-    __m256i high = _mm256_packs_epi32(rank[2], rank[3]);
+  // The exact rank in each upper half.
+  __m256i Decided(__m256 magnitude) const {
+    const __m256i back = _mm256_set1_epi32(static_cast<int32_t>(kFixedUnsure));
+    const __m256i low = _mm256_srli_epi32(_mm256_sub_epi32(Position(magnitude), back), 16);
+    const __m256 threshold = _mm256_i32gather_ps(tables_->threshold, low, 4);
+    const __m256 above = _mm256_cmp_ps(magnitude, threshold, _CMP_GT_OQ);
+    return _mm256_slli_epi32(_mm256_sub_epi32(low, _mm256_castps_si256(above)), 16);
+  }
+
+  static HWY_INLINE __m256i SignedRank(__m256i position, __m256 t) {
+    const __m256i rank = _mm256_srli_epi32(position, 16);
+    return kSigned ? _mm256_sign_epi32(rank, _mm256_castps_si256(t)) : rank;
+  }
+
+  static HWY_INLINE void Pack(__m256 t0, __m256 t1, __m256 t2, __m256 t3,
+                              const __m256i (&position)[4], uint8_t* HWY_RESTRICT codes) {
+    __m256i low = _mm256_packs_epi32(SignedRank(position[0], t0), SignedRank(position[1], t1));
+    __m256i high = _mm256_packs_epi32(SignedRank(position[2], t2), SignedRank(position[3], t3));
     if constexpr (kSigned) {
       low = _mm256_add_epi16(low, _mm256_set1_epi16(127));
       high = _mm256_add_epi16(high, _mm256_set1_epi16(127));

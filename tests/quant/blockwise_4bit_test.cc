@@ -4,16 +4,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "core/aligned_buffer.h"
 #include "core/numeric.h"
 #include "quant/block_codec.h"
 #include "quant/blockwise.h"
 #include "quant/codebook.h"
+#include "quant/streaming.h"
 #include "tests/quant/for_each_target.h"
 
 namespace bitshard::quant {
@@ -176,6 +179,30 @@ TEST(Dequantize4Bit, MultipliesTheEntryByTheScaleAndRoundsOnceToBfloat16) {
       });
     }
   }
+}
+
+TEST(Dequantize4Bit, GivesLargeOutputsTheBitsOfSmallOnes) {
+  constexpr int64_t kBlock = 64;
+  const size_t n = static_cast<size_t>(kStreamElems) + 101;
+  std::vector<uint8_t> packed((n + 1) / 2);
+  for (size_t i = 0; i < packed.size(); ++i) packed[i] = static_cast<uint8_t>(i * 7919 >> 3);
+  const std::vector<float> absmax = Normal(n / kBlock + 1, 1.0f, 5);
+  const auto buffer = core::AlignedBuffer::Create(static_cast<int64_t>(4 * n), "output").value();
+  const std::span<float> out = buffer.as<float>();
+  std::vector<float> part(1 << 20);
+  ForEachTarget([&] {
+    for (const Type4Bit type : kTypes) {
+      std::fill(out.begin(), out.end(), kNan);
+      ASSERT_TRUE(Dequantize4Bit(packed, absmax, type, kBlock, out).ok());
+      for (size_t at = 0; at < n; at += part.size()) {
+        const size_t count = std::min(part.size(), n - at);
+        const auto codes = std::span(packed).subspan(at / 2, (count + 1) / 2);
+        const auto scales = std::span(absmax).subspan(at / kBlock, (count + kBlock - 1) / kBlock);
+        ASSERT_TRUE(Dequantize4Bit(codes, scales, type, kBlock, std::span(part).first(count)).ok());
+        ASSERT_EQ(std::memcmp(part.data(), out.data() + at, 4 * count), 0) << at;
+      }
+    }
+  });
 }
 
 TEST(QuantizeAbsmax, TakesTheMeanInDoubleAndQuantisesTheDifference) {

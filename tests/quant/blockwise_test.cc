@@ -6,16 +6,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "core/aligned_buffer.h"
 #include "core/error.h"
 #include "core/numeric.h"
 #include "core/parallel.h"
 #include "quant/codebook.h"
+#include "quant/streaming.h"
 #include "tests/quant/for_each_target.h"
 
 namespace bitshard::quant {
@@ -230,6 +233,38 @@ TEST(DequantizeBlockwise, MultipliesTheEntryByTheScaleOfItsBlock) {
       }
     });
   }
+}
+
+TEST(DequantizeBlockwise, GivesLargeOutputsTheBitsOfSmallOnes) {
+  constexpr int64_t kBlock = 64;
+  const size_t n = static_cast<size_t>(kStreamElems) + 100;
+  std::vector<uint8_t> codes(n);
+  for (size_t i = 0; i < n; ++i) codes[i] = static_cast<uint8_t>(i * 7919 >> 3);
+  const std::vector<float> absmax = Normal(static_cast<size_t>(NumBlocks(n, kBlock)), 1.0f, 5);
+  const auto buffer =
+      core::AlignedBuffer::Create(static_cast<int64_t>(4 * (n + 1)), "output").value();
+  const std::span<float> whole = buffer.as<float>();
+  std::vector<float> part(1 << 20);
+  ForEachTarget([&] {
+    for (const std::span<const float> table :
+         {std::span<const float>(SignedDynamicTable().values),
+          std::span<const float>(UnsignedDynamicTable().values)}) {
+      for (const size_t shift : {size_t{0}, size_t{1}}) {  // The second is not aligned.
+        const std::span<float> out = whole.subspan(shift, n);
+        std::fill(out.begin(), out.end(), kNan);
+        ASSERT_TRUE(DequantizeBlockwise(codes, table, absmax, kBlock, out).ok());
+        for (size_t at = 0; at < n; at += part.size()) {
+          const size_t count = std::min(part.size(), n - at);
+          const auto scales = std::span(absmax).subspan(
+              at / kBlock, static_cast<size_t>(NumBlocks(static_cast<int64_t>(count), kBlock)));
+          ASSERT_TRUE(DequantizeBlockwise(std::span(codes).subspan(at, count), table, scales,
+                                          kBlock, std::span(part).first(count))
+                          .ok());
+          ASSERT_EQ(std::memcmp(part.data(), out.data() + at, 4 * count), 0) << at;
+        }
+      }
+    }
+  });
 }
 
 TEST(QuantizeBlockwise, GivesTheSameBytesAtAnyNumberOfThreads) {

@@ -1,12 +1,9 @@
 """What users and machines do wrong: the exit code, one clear message, no hang, nothing half-written."""
-import argparse
-import pathlib
 import shutil
 import signal
 import subprocess
-import tempfile
 
-from tiny_run import Runner, make_material, one_error, rank_pids, tell, wait_for
+from tiny_run import Runner, one_error, rank_pids, run_checks, tell, wait_for
 
 
 def refused(runner: Runner, settings: dict, code: int, *parts: str) -> None:
@@ -121,19 +118,6 @@ def check_disk_full(runner: Runner) -> None:
     print("disk full: warned, trained on, exit code 6")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--source", required=True)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        make_material(folder)
-        runner = Runner(args.binary, args.source, folder)
-        for check in (check_config, check_used_folder, check_prompts, check_ranks_differ, check_data, check_checkpoints,
-                      check_two_jobs, check_disk_full):
-            check(runner)
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(check_config, check_used_folder, check_prompts, check_ranks_differ, check_data, check_checkpoints,
+               check_two_jobs, check_disk_full)

@@ -1,15 +1,13 @@
 """A rank that is stopped, whichever it is and whenever, is found by our own deadline and named; nobody waits for ever."""
-import argparse
 import os
 import pathlib
 import re
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 
-from tiny_run import Runner, make_material, one_error, rank_pids, wait_for
+from tiny_run import Runner, one_error, rank_pids, run_checks, wait_for
 
 TIMEOUT = 3  # Seconds: comm.timeout of these runs.
 
@@ -57,6 +55,7 @@ def check_ranks(runner: Runner) -> None:
         lines = folder(name) / "metrics.jsonl"
         return lines.exists() and lines.read_text().count("\n") > 2
 
+    runner.run(2, "warm", {"max_steps": 1})  # From now on the cache is there.
     for rank in (0, 1):
         name = f"steps{rank}"
         stop_rank(runner, rank, name, {"save_steps": 0}, "in the steps", lambda name=name: steps(name))
@@ -84,19 +83,5 @@ def check_cache(runner: Runner) -> None:
     print(f"rank {rank} stopped while it makes the token cache: exit code 5, named")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--source", required=True)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        make_material(folder)
-        runner = Runner(args.binary, args.source, folder)
-        check_cache(runner)
-        runner.run(2, "warm", {"max_steps": 1})  # From now on the cache is there.
-        check_ranks(runner)
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(check_cache, check_ranks)

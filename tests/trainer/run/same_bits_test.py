@@ -1,14 +1,10 @@
 """The same adapter, losses and norms, bit for bit, at any world size, paged or not, twice; and PEFT agrees with it."""
-import argparse
-import pathlib
-import tempfile
-
 import numpy as np
 import torch
 import transformers
 from peft import PeftModel
 
-from tiny_run import Runner, exact_lines, make_material, same_adapter
+from tiny_run import Runner, exact_lines, run_checks, same_adapter
 
 
 def check_world_sizes(runner: Runner) -> None:
@@ -63,18 +59,5 @@ def check_against_peft(runner: Runner) -> None:
     print(f"PEFT: same answer, held-out loss {nats / count:.6f} and ours {summary['heldout_loss_after']:.6f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--source", required=True)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        make_material(folder)
-        runner = Runner(args.binary, args.source, folder)
-        check_world_sizes(runner)
-        check_against_peft(runner)
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(check_world_sizes, check_against_peft)

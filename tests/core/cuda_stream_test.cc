@@ -9,7 +9,7 @@ namespace {
 // The runtime answers cudaErrorNotReady and keeps it as its last error, where whoever checks the
 // next launch would find it.
 TEST(Event, SaysThatItIsNotCompleteWithoutLeavingAnError) {
-  constexpr size_t kBytes = size_t{64} << 20;
+  constexpr size_t kBytes = size_t{4} << 20;
   void* memory = nullptr;
   ASSERT_EQ(cudaMalloc(&memory, kBytes), cudaSuccess);
   {

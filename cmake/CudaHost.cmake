@@ -5,13 +5,10 @@
 #   bitshard::<name>_host_plain   not checked: for runs of the whole program
 #
 # A test links one flavour throughout. Of the toolkit only the headers are needed.
-find_path(BITSHARD_CUDA_INCLUDE crt/host_defines.h
-  HINTS /usr/local/cuda/include PATHS ${BITSHARD_PYTHON_PURELIB}/nvidia/cu13/include)
-if(NOT BITSHARD_CUDA_INCLUDE)
-  message(FATAL_ERROR "CUDA 13's headers not found: install them with ${BITSHARD_PYTHON} -m pip install "
-                      "nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88, name their folder with "
-                      "-DBITSHARD_CUDA_INCLUDE=, or leave the stand-in out with -DBITSHARD_CUDAHOST=OFF")
-endif()
+# -DBITSHARD_CUDAHOST=OFF leaves the stand-in out.
+bitshard_find_headers(BITSHARD_CUDA_INCLUDE HEADER crt/host_defines.h
+  VERSION cuda_runtime_api.h "define CUDART_VERSION +13"
+  WHEEL cu13 PACKAGES nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88)
 add_library(bitshard_cuda_headers INTERFACE)
 target_include_directories(bitshard_cuda_headers SYSTEM INTERFACE ${BITSHARD_CUDA_INCLUDE})
 

@@ -1,7 +1,6 @@
 #include "comm/device_gradient_reducer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -26,16 +25,6 @@ using internal::Elems;
 using internal::kFloatBytes;
 using internal::ReductionPlan;
 
-// In kFast a rank's tree is over its own micro-batches, so that one sum is left.
-internal::ReductionStep MakeStep(const core::FlatLayout& layout, const ReductionPlan& plan,
-                                 const DeviceGradientReducerOptions& options) {
-  if (options.reduction == DeviceReduction::kOrdered) {
-    return internal::ReductionStep(layout, plan.shards, plan.range, options.micro_batches_per_step);
-  }
-  const int64_t own = plan.range.end - plan.range.begin;
-  return internal::ReductionStep(layout, plan.shards, {0, own}, own);
-}
-
 // The longest run of a bucket: a reduce-scatter's runs have one length.
 int64_t MostElems(const ReductionPlan& plan, int64_t bucket) {
   int64_t most = 0;
@@ -45,10 +34,10 @@ int64_t MostElems(const ReductionPlan& plan, int64_t bucket) {
 }
 
 // Of what the bucket on the way needs, in kFast its terms of all ranks.
-int64_t ReceiveElems(const ReductionPlan& plan, DeviceReduction reduction) {
+int64_t ReceiveElems(const ReductionPlan& plan, Reduction reduction) {
   int64_t most = 0;
   for (int64_t bucket = 0; bucket < plan.shards.num_buckets(); ++bucket) {
-    most = std::max(most, reduction == DeviceReduction::kFast
+    most = std::max(most, reduction == Reduction::kFast
                               ? MostElems(plan, bucket) * plan.shards.world_size()
                               : plan.ReceiveElems(bucket));
   }
@@ -56,8 +45,8 @@ int64_t ReceiveElems(const ReductionPlan& plan, DeviceReduction reduction) {
 }
 
 // In kFast a block more: see SendFast.
-int64_t ShardElems(const ReductionPlan& plan, DeviceReduction reduction) {
-  return plan.shard_elems + (reduction == DeviceReduction::kFast ? kBlockElems : 0);
+int64_t ShardElems(const ReductionPlan& plan, Reduction reduction) {
+  return plan.shard_elems + (reduction == Reduction::kFast ? kBlockElems : 0);
 }
 
 absl::Status CheckParts(const ReductionPlan& plan) {
@@ -74,8 +63,8 @@ class TreeReducer : public DeviceGradientReducer {
       : layout_(layout),
         comm_(comm),
         options_(options),
-        plan_(layout, shards, comm->rank(), options.micro_batches_per_step),
-        step_(MakeStep(layout, plan_, options)) {}
+        plan_(layout, shards, comm->rank(), options.micro_batches_per_step, options.reduction),
+        step_(layout, plan_) {}
   // An error shows where the communicator is asked next.
   ~TreeReducer() override {
     if (sending_.get() != nullptr) (void)sending_.Synchronize();
@@ -94,7 +83,7 @@ class TreeReducer : public DeviceGradientReducer {
   double exposed_seconds() override { return waits_.Seconds(); }
 
  private:
-  bool fast() const { return options_.reduction == DeviceReduction::kFast; }
+  bool fast() const { return options_.reduction == Reduction::kFast; }
   float* ShardOf(int64_t bucket) const {
     return shard_.get() + plan_.shard_offset[static_cast<size_t>(bucket)];
   }
@@ -225,22 +214,13 @@ absl::Status TreeReducer::SendFast(int64_t bucket) {
 
 }  // namespace
 
-double FastReductionBound(int64_t micro_batches, int world_size) {
-  constexpr double kUnit = 0x1p-24;
-  const auto gamma = [](double additions) { return additions * kUnit / (1 - additions * kUnit); };
-  const auto depth = [](int64_t leaves) { return std::ceil(std::log2(leaves)); };
-  const int64_t own = (micro_batches + world_size - 1) / world_size;
-  return gamma(depth(micro_batches)) + gamma(depth(own) + world_size - 1);
-}
-
 ReducerCost DeviceGradientReducer::Cost(const core::FlatLayout& layout, const ShardMap& shards,
                                         int rank, const DeviceGradientReducerOptions& options) {
-  const ReductionPlan plan(layout, shards, rank, options.micro_batches_per_step);
-  const bool fast = options.reduction == DeviceReduction::kFast;
-  const int64_t buffers = static_cast<int64_t>(MakeStep(layout, plan, options).num_buffers());
+  const ReductionPlan plan(layout, shards, rank, options.micro_batches_per_step, options.reduction);
+  const bool fast = options.reduction == Reduction::kFast;
   ReducerCost cost = {.leaf_bytes = plan.arena_elems * kFloatBytes,
-                      .partial_bytes = (buffers - 1) * plan.arena_elems * kFloatBytes,
-                      .partials_per_rank = fast ? 1 : plan.my_nodes};
+                      .partial_bytes = (plan.num_buffers - 1) * plan.arena_elems * kFloatBytes,
+                      .partials_per_rank = plan.my_nodes};
   if (plan.in_place()) return cost;
   cost.receive_bytes =
       (ReceiveElems(plan, options.reduction) + ShardElems(plan, options.reduction)) * kFloatBytes;

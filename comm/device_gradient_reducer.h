@@ -28,26 +28,13 @@
 
 namespace bitshard::comm {
 
-enum class DeviceReduction {
-  kOrdered,  ///< The bits of GradientReducer, at any world size.
-  kFast,     ///< Each rank sends one sum, and the transport adds them in its order.
-};
-
 struct DeviceGradientReducerOptions {
   int64_t micro_batches_per_step = 1;  ///< Over all ranks; at least world_size.
-  DeviceReduction reduction = DeviceReduction::kOrdered;
+  /// kOrdered has the bits of GradientReducer. kFast has not: the transport adds, in its order, so
+  /// that the bits depend on its version and on the network too.
+  Reduction reduction = Reduction::kOrdered;
   cudaStream_t stream = nullptr;  ///< What gradients are written and sums read on; outlives it.
 };
-
-/// |fast - ordered| <= FastReductionBound(...) * (sum over all micro-batches of |g|), elementwise.
-///
-/// Of n terms, a sum in which none passes more than d additions differs from the exact one by at
-/// most gamma(d) = d u / (1 - d u) times the sum of magnitudes, u = 2^-24 (Higham, Accuracy and
-/// Stability, 4.2); underflow adds nothing, as additions of floats that underflow are exact. The
-/// tree over M micro-batches has d = ceil(log2 M). A rank's own tree over its at most
-/// m = ceil(M / R) has ceil(log2 m), and however the transport adds R terms, none passes more than
-/// R - 1 of its additions. The two differ by at most the sum of both bounds.
-double FastReductionBound(int64_t micro_batches, int world_size);
 
 /// Threads: one thread calls it. All ranks make the same calls. Streams: what is enqueued on the
 /// stream of the options before TensorReady is seen by the sums, and what is enqueued after

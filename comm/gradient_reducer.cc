@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <deque>
 #include <optional>
 #include <utility>
@@ -50,7 +51,7 @@ SlotElems SlotsOf(const ReductionPlan& plan) {
   return slots;
 }
 
-// One addition of the tree: part `to` += part `from`, parts numbered over all ranks' nodes from
+// One addition of the tree: part `to` += part `from`, parts numbered over all ranks' sums from
 // left to right.
 struct Merge {
   size_t to;
@@ -73,13 +74,13 @@ std::vector<Merge> MergesOf(const ReductionPlan& plan) {
 class TreeReducer : public GradientReducer {
  public:
   TreeReducer(const core::FlatLayout& layout, const ShardMap& shards, Communicator* comm,
-              int64_t micro_batches)
+              const GradientReducerOptions& options)
       : layout_(layout),
         comm_(comm),
-        plan_(layout, shards, comm->rank(), micro_batches),
+        plan_(layout, shards, comm->rank(), options.micro_batches_per_step, options.reduction),
         slot_elems_(SlotsOf(plan_)),
         merges_(MergesOf(plan_)),
-        step_(layout, shards, plan_.range, micro_batches) {}
+        step_(layout, plan_) {}
 
   absl::Status Allocate() {
     for (int64_t i = 0; i < plan_.num_buffers; ++i) {
@@ -233,6 +234,16 @@ MicroBatchRange MicroBatchesOf(int rank, int world_size, int64_t micro_batches_p
   return {begin, begin + each + (rank < longer ? 1 : 0)};
 }
 
+double FastReductionBound(int64_t micro_batches, int world_size) {
+  constexpr double kUnit = 0x1p-24;
+  const auto gamma = [](double additions) { return additions * kUnit / (1 - additions * kUnit); };
+  const auto depth = [](int64_t leaves) {
+    return std::ceil(std::log2(static_cast<double>(leaves)));
+  };
+  const int64_t own = (micro_batches + world_size - 1) / world_size;
+  return gamma(depth(micro_batches)) + gamma(depth(own) + world_size - 1);
+}
+
 absl::StatusOr<std::unique_ptr<GradientReducer>> GradientReducer::Create(
     const core::FlatLayout& layout, const ShardMap& shards, Communicator* comm,
     const GradientReducerOptions& options) {
@@ -240,15 +251,14 @@ absl::StatusOr<std::unique_ptr<GradientReducer>> GradientReducer::Create(
       << shards.world_size() << " != " << comm->world_size();
   BITSHARD_RETURN_IF_ERROR(
       internal::CheckMicroBatches(options.micro_batches_per_step, comm->world_size()));
-  auto reducer =
-      std::make_unique<TreeReducer>(layout, shards, comm, options.micro_batches_per_step);
+  auto reducer = std::make_unique<TreeReducer>(layout, shards, comm, options);
   BITSHARD_RETURN_IF_ERROR(reducer->Allocate());
   return reducer;
 }
 
 ReducerCost GradientReducer::Cost(const core::FlatLayout& layout, const ShardMap& shards, int rank,
                                   const GradientReducerOptions& options) {
-  const ReductionPlan plan(layout, shards, rank, options.micro_batches_per_step);
+  const ReductionPlan plan(layout, shards, rank, options.micro_batches_per_step, options.reduction);
   int64_t receive_elems = plan.in_place() ? 0 : plan.shard_elems;
   for (const int64_t slot : SlotsOf(plan)) receive_elems += slot;
   return {

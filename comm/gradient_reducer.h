@@ -1,11 +1,11 @@
-// Gradients of all micro-batches of a step, summed in one fixed order and scattered to the ranks
-// that own them.
+// Gradients of all micro-batches of a step, summed and scattered to the ranks that own them.
 //
 // The order is a binary tree over the *global* micro-batch index (comm/tree_sum.h): the sum's bits
 // depend neither on the world size nor on the transport. Each micro-batch's gradient is written,
 // not added, into a leaf buffer laid out as the flat arena; complete leaves merge into partial sums
 // as a binary counter does. In a rank's last micro-batch each bucket is sent to its owners as soon
-// as its last gradient has arrived, while backward goes on.
+// as its last gradient has arrived, while backward goes on. Reduction::kFast sends less where a
+// rank's micro-batches are not an aligned power of two, and gives up the world size's part of this.
 //
 //   reducer->BeginStep();
 //   for (int64_t micro : my_micro_batches) {
@@ -28,9 +28,27 @@
 
 namespace bitshard::comm {
 
+/// With one rank the two are the same.
+enum class Reduction {
+  kOrdered,  ///< In the tree over micro-batches: the same bits at any world size.
+  kFast,     ///< A rank sends one sum, of its own micro-batches: the bits depend on the world size.
+};
+
 struct GradientReducerOptions {
   int64_t micro_batches_per_step = 1;  ///< Over all ranks; at least world_size.
+  Reduction reduction = Reduction::kOrdered;
 };
+
+/// |fast - ordered| <= FastReductionBound(...) * (sum over all micro-batches of |g|), elementwise.
+///
+/// Of n terms, a sum in which none passes more than d additions differs from the exact one by at
+/// most gamma(d) = d u / (1 - d u) times the sum of magnitudes, u = 2^-24 (Higham, Accuracy and
+/// Stability, 4.2); underflow adds nothing, as additions of floats that underflow are exact. The
+/// tree over M micro-batches has d = ceil(log2 M). A rank's own tree over its at most
+/// m = ceil(M / R) has ceil(log2 m), and however a transport adds R terms, none passes more than
+/// R - 1 of its additions (GradientReducer's own tree over ranks: ceil(log2 R)). The two differ by
+/// at most the sum of both bounds.
+double FastReductionBound(int64_t micro_batches, int world_size);
 
 /// What a reducer allocates and sends: the same numbers that `bitshard plan` prints.
 struct ReducerCost {

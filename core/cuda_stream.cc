@@ -47,7 +47,10 @@ absl::Status Event::Synchronize() const {
 
 absl::StatusOr<bool> Event::IsComplete() const {
   const cudaError_t error = cudaEventQuery(event_);
-  if (error == cudaErrorNotReady) return false;
+  if (error == cudaErrorNotReady) {
+    (void)cudaGetLastError();  // An answer, but the runtime keeps it as an error.
+    return false;
+  }
   BITSHARD_RETURN_IF_ERROR(CudaStatus(error, "cudaEventQuery", __FILE__, __LINE__));
   return true;
 }

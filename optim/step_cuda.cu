@@ -41,8 +41,7 @@ constexpr int64_t kBlock = core::kBlockElems;
 static_assert(kBlock == kWarp * kQuads * core::kQuadElems);
 constexpr int kBlockShift = 8;
 static_assert(kBlock == 1 << kBlockShift);
-// Enough for the 2048 threads that a multiprocessor can hold.
-constexpr int64_t kCtasPerMultiprocessor = 8;
+constexpr int64_t kCtasPerMultiprocessor = 8;  // Enough for the 2048 threads that it can hold.
 
 struct CodecTables {
   quant::DynamicTable with_sign;     // Of states 1 and 3.
@@ -407,8 +406,9 @@ absl::Status Stepper::Init() {
   max_ctas_ = multiprocessors * kCtasPerMultiprocessor;
   BITSHARD_RETURN_IF_ERROR(AllocateOnDevice<CodecTables>(1, &tables_));
   BITSHARD_ASSIGN_OR_RETURN(runs_, RunTable::Create(options_.max_runs, options_.stream));
-  // From pageable memory: read before the call returns.
-  const CodecTables tables = {quant::SignedDynamicCodecTable(), quant::UnsignedDynamicCodecTable()};
+  // Not the stack's: a device that reads pageable memory by itself may copy it later.
+  static const CodecTables tables{quant::SignedDynamicCodecTable(),
+                                  quant::UnsignedDynamicCodecTable()};
   return BITSHARD_CUDA_STATUS(cudaMemcpyAsync(tables_.get(), &tables, sizeof tables,
                                               cudaMemcpyHostToDevice, options_.stream));
 }

@@ -210,8 +210,10 @@ std::string ConfigHash(const Config& config) {
   hasher.UpdateString(kHashVersion);
   for (const ConfigField& field : ConfigFields()) {
     if (field.role != KeyRole::kResult) continue;
+    const std::string value = field.hashed ? field.hashed(config) : field.print(config);
+    if (field.hashed && value.empty()) continue;
     hasher.UpdateString(field.key);
-    hasher.UpdateString(field.hashed ? field.hashed(config) : field.print(config));
+    hasher.UpdateString(value);
   }
   return core::HexDigest(hasher.Digest());
 }

@@ -20,6 +20,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "comm/gradient_reducer.h"
 #include "optim/lr_schedule.h"
 #include "quant/blockwise.h"
 
@@ -40,7 +41,6 @@ enum class DeviceKind { kAuto, kCpu, kCuda };
 enum class PagingTier { kAuto, kHost, kFile, kManaged, kPinned };
 enum class ComputeType { kAuto, kFloat32, kBFloat16 };
 enum class CommBackend { kMpi };
-enum class Reduction { kOrdered };
 enum class NonFinite { kSkip, kStop };
 enum class Report { kJsonl, kTensorBoard, kCsv };
 
@@ -224,8 +224,7 @@ struct CommOptions {
   double timeout_seconds = 600;
   /// Gradient bytes that are sent at a time while backward goes on.
   int64_t bucket_bytes = int64_t{4} << 20;
-  /// ordered: gradients are summed in one fixed order, the same bits at any world size.
-  Reduction reduction = Reduction::kOrdered;
+  comm::Reduction reduction = comm::Reduction::kOrdered;
 };
 
 /// Answers shown before and after training.

@@ -34,7 +34,8 @@ struct ConfigField {
   std::function<std::string(const Config&)> print;
   /// What is wrong with the value by itself ("got 0, want an integer, 1 to 4096"), or "".
   std::function<std::string(const Config&)> check;
-  /// What stands for the value in ConfigHash, where that is not print's text.
+  /// What stands for the value in ConfigHash, where that is not print's text. Empty: nothing, so
+  /// that a new key can leave the hashes of configurations that do without it as they were.
   std::function<std::string(const Config&)> hashed = nullptr;
 };
 

@@ -334,6 +334,30 @@ Fields OutputFields() {
   };
 }
 
+// Before there was a choice every run was ordered, and the key no part of a hash.
+ConfigField ReductionField() {
+  using comm::Reduction;
+  ConfigField field = EnumField(
+      "comm.reduction", {}, [](auto& c) -> auto& { return c.comm.reduction; },
+      EnumNames<Reduction>{{"ordered", Reduction::kOrdered}, {"fast", Reduction::kFast}});
+  field.hashed = [](const Config& config) {
+    return config.comm.reduction == Reduction::kFast ? "fast" : "";
+  };
+  return field;
+}
+
+Fields GenerateFields() {
+  return {
+      IntField("generate.heldout_prompts", {},
+               [](auto& c) -> auto& { return c.generate.heldout_prompts; }, {.max = 1000}),
+      StringsField(
+          "generate.prompts", [](auto& c) -> auto& { return c.generate.prompts; }),
+      IntField("generate.max_new_tokens", {},
+               [](auto& c) -> auto& { return c.generate.max_new_tokens; },
+               {.min = 1, .max = 1 << 20}),
+  };
+}
+
 Fields SectionFields() {
   return {
       EnumField(
@@ -355,16 +379,6 @@ Fields SectionFields() {
                   {.max = 1e9, .above_min = true}),
       BytesField("comm.bucket_bytes", {}, [](auto& c) -> auto& { return c.comm.bucket_bytes; },
                  {.min = kKib, .max = int64_t{1} << 30}),
-      EnumField(
-          "comm.reduction", {}, [](auto& c) -> auto& { return c.comm.reduction; },
-          EnumNames<Reduction>{{"ordered", Reduction::kOrdered}}),
-      IntField("generate.heldout_prompts", {},
-               [](auto& c) -> auto& { return c.generate.heldout_prompts; }, {.max = 1000}),
-      StringsField(
-          "generate.prompts", [](auto& c) -> auto& { return c.generate.prompts; }),
-      IntField("generate.max_new_tokens", {},
-               [](auto& c) -> auto& { return c.generate.max_new_tokens; },
-               {.min = 1, .max = 1 << 20}),
   };
 }
 
@@ -381,6 +395,8 @@ const std::vector<ConfigField>& ConfigFields() {
     Append(ComputeFields(), fields);
     Append(WithRole(KeyRole::kPlacement, OutputFields()), fields);
     Append(WithRole(KeyRole::kPlacement, SectionFields()), fields);
+    Append({ReductionField()}, fields);
+    Append(WithRole(KeyRole::kPlacement, GenerateFields()), fields);
     return fields;
   }();
   return *all;

@@ -146,6 +146,7 @@ absl::Status DeviceReplica::Allocate() {
                             comm::DeviceGradientReducer::Create(
                                 layout(), shards_, nccl_.get(),
                                 {.micro_batches_per_step = config_.batch.micro_batches_per_step(),
+                                 .reduction = config_.comm.reduction,
                                  .stream = stream_.get()}));
   BITSHARD_ASSIGN_OR_RETURN(optim::DeviceShardOptions options, DeviceShardOptionsOf(config_));
   options.stream = stream_.get();

@@ -32,6 +32,12 @@ struct DevicePlanInput {
   int rank = 0;
 };
 
+struct DevicePlan {
+  std::vector<PlanLine>
+      memory;  ///< What MakeReplica takes; CUDA's context and NCCL's buffers come on top.
+  int64_t gradient_bytes_sent = 0;  ///< To other ranks, a step.
+};
+
 /// A rank's GPU is the one with the number that the rank has on its host.
 class Devices {
  public:
@@ -48,9 +54,8 @@ class Devices {
   /// A collective. Errors: those of DeviceDecoder, NcclCommunicator, DeviceGradientReducer and
   /// DeviceOptimizer; agreed.
   virtual absl::StatusOr<std::unique_ptr<Replica>> MakeReplica(const ReplicaArgs& args) const = 0;
-  /// Device memory that MakeReplica takes, by purpose; CUDA's context and NCCL's buffers come on
-  /// top. Errors: those of optim::ParseOptimizerName and Decoder::AdapterLayout.
-  virtual absl::StatusOr<std::vector<PlanLine>> MemoryPlan(const DevicePlanInput& input) const = 0;
+  /// Errors: those of optim::ParseOptimizerName and Decoder::AdapterLayout.
+  virtual absl::StatusOr<DevicePlan> MakePlan(const DevicePlanInput& input) const = 0;
 };
 
 std::unique_ptr<Devices> MakeDevices();

@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_format.h"
@@ -72,12 +73,13 @@ class CudaDevices : public Devices {
     return MakeDeviceReplica(args);
   }
 
-  absl::StatusOr<std::vector<PlanLine>> MemoryPlan(const DevicePlanInput& input) const override {
+  absl::StatusOr<DevicePlan> MakePlan(const DevicePlanInput& input) const override {
     BITSHARD_ASSIGN_OR_RETURN(const DecoderCost model,
                               DeviceDecoder::Cost(*input.model, input.decoder));
     const comm::ReducerCost gradients = comm::DeviceGradientReducer::Cost(
         *input.layout, *input.shards, input.rank,
-        {.micro_batches_per_step = input.config->batch.micro_batches_per_step()});
+        {.micro_batches_per_step = input.config->batch.micro_batches_per_step(),
+         .reduction = input.config->comm.reduction});
     std::vector<PlanLine> lines = {{"base weights", model.base_weights},
                                    {"embeddings and head", model.embeddings},
                                    {"dequantised weights (scratch)", model.dequantized},
@@ -89,7 +91,8 @@ class CudaDevices : public Devices {
                                    {"gradient receive buffers", gradients.receive_bytes}};
     BITSHARD_ASSIGN_OR_RETURN(const std::vector<PlanLine> optimizer, OptimizerMemory(input));
     lines.insert(lines.end(), optimizer.begin(), optimizer.end());
-    return lines;
+    return DevicePlan{.memory = std::move(lines),
+                      .gradient_bytes_sent = gradients.sent_bytes_per_step};
   }
 };
 

@@ -19,9 +19,7 @@ class NoDevices : public Devices {
   absl::StatusOr<std::unique_ptr<Replica>> MakeReplica(const ReplicaArgs&) const override {
     return NoCuda();
   }
-  absl::StatusOr<std::vector<PlanLine>> MemoryPlan(const DevicePlanInput&) const override {
-    return NoCuda();
-  }
+  absl::StatusOr<DevicePlan> MakePlan(const DevicePlanInput&) const override { return NoCuda(); }
 };
 
 }  // namespace

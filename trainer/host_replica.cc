@@ -21,10 +21,11 @@ class HostReplica : public Replica {
     shards_ = comm::ShardMap(layout, comm_->world_size(), config_.comm.bucket_bytes);
     BITSHARD_ASSIGN_OR_RETURN(
         arena_, core::AlignedBuffer::Create(layout.padded_elems() * 4, "adapter parameters"));
-    BITSHARD_ASSIGN_OR_RETURN(
-        reducer_, comm::GradientReducer::Create(
-                      layout, shards_, comm_,
-                      {.micro_batches_per_step = config_.batch.micro_batches_per_step()}));
+    BITSHARD_ASSIGN_OR_RETURN(reducer_,
+                              comm::GradientReducer::Create(
+                                  layout, shards_, comm_,
+                                  {.micro_batches_per_step = config_.batch.micro_batches_per_step(),
+                                   .reduction = config_.comm.reduction}));
     BITSHARD_ASSIGN_OR_RETURN(const optim::ShardedOptimizerOptions options,
                               OptimizerOptionsOf(config_));
     BITSHARD_ASSIGN_OR_RETURN(optimizer_,

@@ -1,6 +1,7 @@
 #include "trainer/plan.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -112,21 +113,21 @@ std::vector<PlanLine> GpuHostMemory(const PlanInput& input, const PlanParts& par
 
 absl::StatusOr<RankPlan> PlanOfRank(const PlanInput& input, const PlanParts& parts,
                                     const comm::ReducerCost& gradients, int rank) {
-  RankPlan one{.rank = rank};
+  RankPlan one{.rank = rank, .gradient_bytes_sent = gradients.sent_bytes_per_step};
   if (input.config->compute.device == DeviceKind::kCuda) {
     one.memory = GpuHostMemory(input, parts, rank);
-    BITSHARD_ASSIGN_OR_RETURN(one.device_memory,
-                              input.devices->MemoryPlan({.config = input.config,
-                                                         .model = input.model,
-                                                         .decoder = parts.decoder,
-                                                         .layout = &parts.layout,
-                                                         .shards = &parts.shards,
-                                                         .rank = rank}));
+    BITSHARD_ASSIGN_OR_RETURN(DevicePlan device, input.devices->MakePlan({.config = input.config,
+                                                                          .model = input.model,
+                                                                          .decoder = parts.decoder,
+                                                                          .layout = &parts.layout,
+                                                                          .shards = &parts.shards,
+                                                                          .rank = rank}));
+    one.device_memory = std::move(device.memory);
+    one.gradient_bytes_sent = device.gradient_bytes_sent;
   } else {
     BITSHARD_ASSIGN_OR_RETURN(one.memory, CpuMemory(input, parts, gradients, rank));
   }
   for (const PlanLine& line : one.memory) one.peak_rss_bytes += line.bytes;
-  one.gradient_bytes_sent = gradients.sent_bytes_per_step;
   BITSHARD_ASSIGN_OR_RETURN(
       one.parameter_bytes_sent,
       optim::ShardedOptimizer::SentBytesPerStep(parts.layout, parts.shards, rank, parts.optimizer));
@@ -162,8 +163,9 @@ absl::StatusOr<Plan> MakePlan(const PlanInput& input) {
   BITSHARD_ASSIGN_OR_RETURN(parts.layout, Decoder::AdapterLayout(*input.model, parts.decoder.lora));
   BITSHARD_ASSIGN_OR_RETURN(parts.optimizer, OptimizerOptionsOf(config));
   parts.shards = comm::ShardMap(parts.layout, input.world_size, config.comm.bucket_bytes);
-  const comm::GradientReducerOptions reducer{.micro_batches_per_step =
-                                                 config.batch.micro_batches_per_step()};
+  const comm::GradientReducerOptions reducer{
+      .micro_batches_per_step = config.batch.micro_batches_per_step(),
+      .reduction = config.comm.reduction};
 
   Plan plan;
   plan.text_process_bytes = input.text_process_bytes;

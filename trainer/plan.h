@@ -74,7 +74,7 @@ struct Plan {
 };
 
 /// Errors: those of optim::ParseOptimizerName, Decoder::AdapterLayout, ValidateWorldSize and
-/// Devices::MemoryPlan.
+/// Devices::MakePlan.
 absl::StatusOr<Plan> MakePlan(const PlanInput& input);
 
 /// A table for people.

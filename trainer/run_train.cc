@@ -185,6 +185,9 @@ absl::Status TrainRun::MakePlanAndParts() {
                       core::Escaped(session_->source->path(), 4096),
                       session_->source->config().num_hidden_layers, watch.Lap()));
   for (const std::string& notice : replica_->notices()) session_->console->Warn(notice);
+  if (config_.comm.reduction == comm::Reduction::kFast && comm_->world_size() > 1)
+    session_->console->Warn(
+        "comm.reduction: fast: the adapter's bits depend on the number of ranks");
   Say(absl::StrCat(config_.optimizer.name, ": ", DescribeShares(config_, replica_->shares())));
   BITSHARD_ASSIGN_OR_RETURN(
       checkpoints_, Checkpointer::Create({.directory = config_.output.directory,

@@ -69,7 +69,10 @@ void NcclEngine::AbortLocked(const std::string& why) {
 void NcclEngine::Retire() {
   while (!running_.empty()) {
     const cudaError_t state = cudaEventQuery(running_.front()->event);
-    if (state == cudaErrorNotReady) return;
+    if (state == cudaErrorNotReady) {
+      (void)cudaGetLastError();  // An answer, but the runtime keeps it as an error.
+      return;
+    }
     if (state != cudaSuccess) {
       (void)FailLocked(core::CudaStatus(state, "collective", __FILE__, __LINE__));
       return;

@@ -17,17 +17,22 @@ absl::Status CheckMicroBatches(int64_t micro_batches_per_step, int world_size) {
 }
 
 ReductionPlan::ReductionPlan(const core::FlatLayout& layout, const ShardMap& shard_map, int my_rank,
-                             int64_t micro_batches)
+                             int64_t micro_batches, Reduction reduction)
     : shards(shard_map),
       rank(my_rank),
       range(MicroBatchesOf(rank, shards.world_size(), micro_batches)),
-      num_buffers(StackDepth(range.begin, range.end, micro_batches)),
       arena_elems(layout.padded_elems()),
       shard_elems(shards.NumBlocksOf(rank) * core::kBlockElems) {
-  TreeStack stack(micro_batches);
+  const bool fast = reduction == Reduction::kFast;
+  const int64_t own = range.end - range.begin;
+  first_leaf = fast ? 0 : range.begin;
+  num_leaves = fast ? own : micro_batches;
+  num_buffers = StackDepth(first_leaf, first_leaf + own, num_leaves);
+  TreeStack stack(fast ? shards.world_size() : micro_batches);
   for (int r = 0; r < shards.world_size(); ++r) {
     const MicroBatchRange run = MicroBatchesOf(r, shards.world_size(), micro_batches);
-    nodes.push_back(NodesOf(run.begin, run.end, micro_batches));
+    nodes.push_back(fast ? std::vector<TreeNode>{{0, r}}
+                         : NodesOf(run.begin, run.end, micro_batches));
     for (const TreeNode& node : nodes.back()) merges.push_back(stack.Push(node));
     const int64_t count = static_cast<int64_t>(nodes.back().size());
     most_nodes = std::max(most_nodes, count);
@@ -86,16 +91,16 @@ Exchange ReductionPlan::ExchangeOf(int64_t bucket, int64_t node,
   return exchange;
 }
 
-ReductionStep::ReductionStep(const core::FlatLayout& layout, const ShardMap& shards,
-                             MicroBatchRange range, int64_t num_leaves)
+ReductionStep::ReductionStep(const core::FlatLayout& layout, const ReductionPlan& plan)
     : layout_(layout),
-      shards_(shards),
-      range_(range),
-      num_leaves_(num_leaves),
-      num_buffers_(static_cast<size_t>(StackDepth(range.begin, range.end, num_leaves))),
-      tree_(num_leaves),
+      shards_(plan.shards),
+      range_(plan.range),
+      first_leaf_(plan.first_leaf),
+      num_leaves_(plan.num_leaves),
+      num_buffers_(static_cast<size_t>(plan.num_buffers)),
+      tree_(num_leaves_),
       tensor_ready_(static_cast<size_t>(layout.num_tensors())),
-      bucket_missing_(static_cast<size_t>(shards.num_buckets())) {
+      bucket_missing_(static_cast<size_t>(shards_.num_buckets())) {
   Begin();
 }
 
@@ -116,7 +121,7 @@ void ReductionStep::BeginMicroBatch() {
   PopMerged();
   stack_.push_back(free_.back());
   free_.pop_back();
-  merges_of_leaf_ = tree_.Push({0, range_.begin + begun_});
+  merges_of_leaf_ = tree_.Push({0, first_leaf_ + begun_});
   ++begun_;
   std::fill(tensor_ready_.begin(), tensor_ready_.end(), false);
   tensors_missing_ = layout_.num_tensors();

@@ -38,10 +38,12 @@ struct Exchange {
   std::string name;
 };
 
-/// Everything about a rank's part in a step that follows from sizes alone.
+/// Everything about a rank's part in a step that follows from sizes alone. In Reduction::kFast a
+/// rank has a tree of its own, over its micro-batches, and the roots are leaves of a tree over
+/// ranks.
 struct ReductionPlan {
   ReductionPlan(const core::FlatLayout& layout, const ShardMap& shard_map, int my_rank,
-                int64_t micro_batches);
+                int64_t micro_batches, Reduction reduction);
 
   /// With one rank the root of the tree lies in one buffer, and that is the result.
   bool in_place() const { return nodes.size() == 1; }
@@ -57,7 +59,9 @@ struct ReductionPlan {
 
   ShardMap shards;
   int rank = 0;
-  MicroBatchRange range;
+  MicroBatchRange range;    ///< Of the step, what this rank has.
+  int64_t first_leaf = 0;   ///< Where that begins in the tree that this rank adds up,
+  int64_t num_leaves = 0;   ///< and all leaves of that tree.
   int64_t num_buffers = 0;  ///< The leaf and the partial sums.
   int64_t arena_elems = 0;
   int64_t shard_elems = 0;
@@ -72,9 +76,7 @@ struct ReductionPlan {
 /// The leaves of a step, and the buffers that hold them and their partial sums.
 class ReductionStep {
  public:
-  /// Leaves `range` of a tree of `num_leaves`.
-  ReductionStep(const core::FlatLayout& layout, const ShardMap& shards, MicroBatchRange range,
-                int64_t num_leaves);
+  ReductionStep(const core::FlatLayout& layout, const ReductionPlan& plan);
 
   size_t num_buffers() const { return num_buffers_; }
   void Begin();
@@ -103,6 +105,7 @@ class ReductionStep {
   const core::FlatLayout layout_;
   const ShardMap shards_;
   const MicroBatchRange range_;
+  const int64_t first_leaf_;
   const int64_t num_leaves_;
   const size_t num_buffers_;
 

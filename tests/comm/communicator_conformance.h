@@ -222,13 +222,21 @@ TYPED_TEST_P(CommunicatorConformance, ReducesGradientsToTheBitsOfTheTree) {
   });
 }
 
+TYPED_TEST_P(CommunicatorConformance, ReducesFastWithinTheBound) {
+  this->world_.Run([](Communicator& comm) {
+    for (int64_t micro_batches = comm.world_size(); micro_batches <= 9; ++micro_batches) {
+      CheckFastSums(comm, micro_batches);
+    }
+  });
+}
+
 REGISTER_TYPED_TEST_SUITE_P(CommunicatorConformance, RanksKnowTheirPlace,
                             AllToAllDeliversEveryPiece,
                             ManyCollectivesRunAtATimeAndAreWaitedForInAnyOrder,
                             AllGatherTakesSizesThatDifferAndMayAlias, BroadcastCopiesFromAnyRoot,
                             GathersStringsOfAnyLength, SumsAndMaximaAreExact,
                             AgreesOnTheErrorOfTheLowestRank, CountsThePayloadItSends,
-                            ReducesGradientsToTheBitsOfTheTree);
+                            ReducesGradientsToTheBitsOfTheTree, ReducesFastWithinTheBound);
 
 }  // namespace bitshard::comm
 

@@ -34,6 +34,25 @@ TEST(GradientReducer, ManyMicroBatchesUseEveryPartialBuffer) {
   CheckSumsOnThreads(2, 64);
 }
 
+TEST(GradientReducer, FastSumsStayWithinTheBoundAndSendOneSum) {
+  for (const int64_t micro_batches : {1, 3, 6, 8, 9, 37}) {
+    for (int world_size = 1; world_size <= std::min<int64_t>(micro_batches, 6); ++world_size) {
+      RunOnThreads(world_size, kTimeout,
+                   [&](Communicator& comm) { CheckFastSums(comm, micro_batches); });
+    }
+  }
+}
+
+// 3 ranks of 2, 2 and 1 micro-batches have two levels of additions below three ranks' sums.
+TEST(GradientReducer, FastBoundCountsTheAdditions) {
+  const auto near = [](double additions) { return additions * 0x1p-24; };
+  EXPECT_NEAR(FastReductionBound(1, 1), 0, 0);
+  EXPECT_NEAR(FastReductionBound(8, 1), near(3 + 3), 1e-11);
+  EXPECT_NEAR(FastReductionBound(8, 2), near(3 + 2 + 1), 1e-11);
+  EXPECT_NEAR(FastReductionBound(5, 3), near(3 + 1 + 2), 1e-11);
+  EXPECT_NEAR(FastReductionBound(64, 64), near(6 + 0 + 63), 1e-10);
+}
+
 TEST(GradientReducer, SendsABucketBeforeTheNextOneIsReady) {
   const core::FlatLayout layout = TestLayout();
   const ShardMap shards(layout, 2, kBucketBytes);
@@ -102,17 +121,20 @@ TEST(GradientReducer, AllocatesWhatItsCostSays) {
       const ShardMap shards(*layout, world_size, 1 << 20);
       const auto ranks = ThreadCommunicator::Create(world_size);
       Communicator* const comm = ranks.back().get();
-      const GradientReducerOptions options{.micro_batches_per_step = micro_batches};
-      const ReducerCost cost = GradientReducer::Cost(*layout, shards, comm->rank(), options);
-      const int64_t want = cost.leaf_bytes + cost.partial_bytes + cost.receive_bytes;
-      const int64_t before = AllocatedBytes();
-      const auto reducer = GradientReducer::Create(*layout, shards, comm, options);
-      ASSERT_TRUE(reducer.ok());
-      const int64_t allocated = AllocatedBytes() - before;
-      // Beside the buffers: page rounding of up to ten of them, and a few small tables.
-      EXPECT_GE(allocated, want);
-      EXPECT_LE(allocated, want + 64 * 1024)
-          << micro_batches << " micro-batches on " << world_size << " ranks";
+      for (const Reduction reduction : {Reduction::kOrdered, Reduction::kFast}) {
+        const GradientReducerOptions options{.micro_batches_per_step = micro_batches,
+                                             .reduction = reduction};
+        const ReducerCost cost = GradientReducer::Cost(*layout, shards, comm->rank(), options);
+        const int64_t want = cost.leaf_bytes + cost.partial_bytes + cost.receive_bytes;
+        const int64_t before = AllocatedBytes();
+        const auto reducer = GradientReducer::Create(*layout, shards, comm, options);
+        ASSERT_TRUE(reducer.ok());
+        const int64_t allocated = AllocatedBytes() - before;
+        // Beside the buffers: page rounding of up to ten of them, and a few small tables.
+        EXPECT_GE(allocated, want);
+        EXPECT_LE(allocated, want + 64 * 1024)
+            << micro_batches << " micro-batches on " << world_size << " ranks";
+      }
     }
   }
 }

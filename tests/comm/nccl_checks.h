@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <string>
 #include <utility>
@@ -50,7 +51,8 @@ class DeviceMemory {
     void* p = nullptr;
     EXPECT_EQ(cudaMalloc(&p, values.size() * sizeof(float) + 4), cudaSuccess);
     all_.push_back(p);
-    EXPECT_EQ(cudaMemcpyAsync(p, values.data(), values.size() * sizeof(float),
+    sources_.push_back(values);
+    EXPECT_EQ(cudaMemcpyAsync(p, sources_.back().data(), values.size() * sizeof(float),
                               cudaMemcpyHostToDevice, stream_),
               cudaSuccess);
     return {static_cast<float*>(p), values.size()};
@@ -68,6 +70,8 @@ class DeviceMemory {
   Communicator& host_;
   cudaStream_t stream_ = nullptr;
   std::vector<void*> all_;
+  // A device that reads pageable memory by itself may do so after the call.
+  std::deque<std::vector<float>> sources_;
 };
 
 inline std::vector<float> Numbers(int64_t count, float start) {

@@ -100,6 +100,62 @@ inline void ExpectSameBits(std::span<const float> got, const float* want, int64_
   }
 }
 
+// The rank's blocks of Reduction::kFast against the reference tree.
+inline void ExpectWithinFastBound(const core::FlatLayout& layout, const ShardMap& shards, int rank,
+                                  int64_t step, int64_t micro_batches, std::span<const float> got) {
+  const std::vector<float> tree = ReferenceSum(layout, step, micro_batches);
+  const double bound = FastReductionBound(micro_batches, shards.world_size());
+  size_t at = 0;
+  for (const core::BlockRange run : shards.RunsOf(rank)) {
+    for (int64_t e = run.begin * core::kBlockElems; e < run.end * core::kBlockElems; ++e, ++at) {
+      ASSERT_LT(at, got.size());
+      const core::FlatTensor& tensor = layout.tensor(layout.TensorOfBlock(e / core::kBlockElems));
+      const bool padding = e - tensor.offset() >= tensor.numel;
+      double magnitude = 0;
+      for (int64_t micro = 0; micro < micro_batches && !padding; ++micro)
+        magnitude += std::abs(double{Gradient(step, micro, e)});
+      const double want = tree[static_cast<size_t>(e)];
+      ASSERT_TRUE(std::abs(double{got[at]} - want) <= bound * magnitude)
+          << micro_batches << " micro-batches on " << shards.world_size() << " ranks: element " << e
+          << " is " << got[at] << ", want " << want << " within " << bound * magnitude;
+    }
+  }
+  EXPECT_EQ(got.size(), at);
+}
+
+// Two steps; the rank's blocks must be within the bound of the reference tree, and one sum a rank
+// be sent. Where all ranks have the same power of two of micro-batches the tree over ranks is the
+// upper part of the tree: its bits.
+inline void CheckFastSums(Communicator& comm, int64_t micro_batches) {
+  const core::FlatLayout layout = TestLayout();
+  const ShardMap shards(layout, comm.world_size(), kBucketBytes);
+  const GradientReducerOptions options{.micro_batches_per_step = micro_batches,
+                                       .reduction = Reduction::kFast};
+  const auto reducer = GradientReducer::Create(layout, shards, &comm, options);
+  const auto ordered =
+      GradientReducer::Create(layout, shards, &comm, {.micro_batches_per_step = micro_batches});
+  ASSERT_TRUE(reducer.ok() && ordered.ok()) << reducer.status() << ordered.status();
+  const int64_t one_sum =
+      (layout.num_blocks() - shards.NumBlocksOf(comm.rank())) * core::kBlockElems * 4;
+  const ReducerCost cost = GradientReducer::Cost(layout, shards, comm.rank(), options);
+  EXPECT_EQ(cost.partials_per_rank, 1);
+  EXPECT_EQ(cost.sent_bytes_per_step, one_sum);
+  const int64_t each = micro_batches / comm.world_size();
+  const bool same_tree = each * comm.world_size() == micro_batches && (each & (each - 1)) == 0;
+  for (int64_t step = 0; step < 2; ++step) {
+    const int64_t sent_before = comm.bytes_sent();
+    ASSERT_NO_FATAL_FAILURE(RunStep(layout, comm, step, micro_batches, reducer->get()));
+    const auto sums = (*reducer)->FinishStep();
+    ASSERT_TRUE(sums.ok()) << sums.status();
+    EXPECT_EQ(comm.bytes_sent() - sent_before, one_sum);
+    ExpectWithinFastBound(layout, shards, comm.rank(), step, micro_batches, *sums);
+    ASSERT_NO_FATAL_FAILURE(RunStep(layout, comm, step, micro_batches, ordered->get()));
+    const auto want = (*ordered)->FinishStep();
+    ASSERT_TRUE(want.ok()) << want.status();
+    if (same_tree) ExpectSameBits(*sums, want->data(), 0, "fast against ordered");
+  }
+}
+
 // Two steps; the rank's blocks must have the bits of the reference tree, the bytes sent must be
 // those of Cost.
 inline void CheckSums(Communicator& comm, int64_t micro_batches) {

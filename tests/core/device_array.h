@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <deque>
 #include <vector>
 
 namespace bitshard::core {
@@ -44,9 +45,10 @@ class DeviceArray {
   T* data() const { return data_; }
   void Set(const std::vector<T>& host) {
     if (host.empty()) return;
-    EXPECT_EQ(
-        cudaMemcpyAsync(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice, stream_),
-        cudaSuccess);
+    sources_.push_back(host);
+    EXPECT_EQ(cudaMemcpyAsync(data_, sources_.back().data(), size_ * sizeof(T),
+                              cudaMemcpyHostToDevice, stream_),
+              cudaSuccess);
   }
   /// What it holds when the stream has got here.
   std::vector<T> Get() const {
@@ -62,6 +64,8 @@ class DeviceArray {
  private:
   size_t size_;
   cudaStream_t stream_;
+  // A device that reads pageable memory by itself may do so after the call.
+  std::deque<std::vector<T>> sources_;
   void* memory_ = nullptr;
   T* data_ = nullptr;
 };

@@ -1,5 +1,4 @@
 # The stand-in for cuBLAS, against the real cublas_v2.h.
-include(Cublas)
 bitshard_library(cudahost_cublas LAYER tests
   SRCS cublas.cc
   DEPS bitshard::cudahost bitshard_cublas_headers)

@@ -1,5 +1,4 @@
 # The stand-in for NCCL, against the real nccl.h.
-include(Nccl)
 bitshard_library(cudahost_nccl LAYER tests
   HDRS nccl_comm.h nccl_data.h nccl_faults.h nccl_shared.h
   SRCS nccl_api.cc nccl_calls.cc nccl_comm.cc nccl_data.cc nccl_faults.cc nccl_group.cc nccl_shared.cc

@@ -41,6 +41,7 @@ struct Settings {
   int compute_capability = 90;            // COMPUTE_CAPABILITY
   bool managed_memory = true;             // MANAGED; without: cudaMallocManaged gives error 801
   bool concurrent_managed_access = true;  // CONCURRENT_MANAGED
+  bool pageable_memory_access = false;    // PAGEABLE: cudaMemcpyAsync stages nothing
   uint64_t seed = 1;                      // SEED
   int run_ahead_percent = 25;  // RUN_AHEAD: how often a call lets the device run one operation
 };

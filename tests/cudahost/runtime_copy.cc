@@ -67,7 +67,7 @@ cudaError_t FindSides(const char* call, cudaMemcpyKind kind, Copy* copy) {
   return cudaSuccess;
 }
 
-cudaError_t Resolve(State& state, const char* call, cudaMemcpyKind kind, Copy* copy) {
+cudaError_t Resolve(State& state, const char* call, cudaMemcpyKind kind, bool stages, Copy* copy) {
   if (copy->to == nullptr || copy->from == nullptr) return cudaErrorInvalidValue;
   cudaError_t error = FindRange(state, call, copy->to, copy->bytes, &copy->to_range);
   if (error == cudaSuccess) {
@@ -79,7 +79,7 @@ cudaError_t Resolve(State& state, const char* call, cudaMemcpyKind kind, Copy* c
     Report(state, std::string(call) + ": source and target overlap at " + Describe(copy->to));
     return cudaErrorInvalidValue;
   }
-  if (copy->from_range.place == Place::kPageable) {
+  if (stages && copy->from_range.place == Place::kPageable) {
     copy->snapshot = std::make_shared<std::vector<std::byte>>(copy->from, copy->from + copy->bytes);
     copy->from = copy->snapshot->data();
   }
@@ -122,10 +122,11 @@ Point AppendCopy(State& state, const std::shared_ptr<Stream>& stream, const Copy
 cudaError_t CopyAsync(Locked& locked, const std::shared_ptr<Stream>& stream, cudaMemcpyKind kind,
                       Copy copy) {
   if (copy.bytes == 0) return cudaSuccess;
-  const cudaError_t error = Resolve(locked.state, "cudaMemcpyAsync", kind, &copy);
+  const bool stages = !locked.state.settings.pageable_memory_access;
+  const cudaError_t error = Resolve(locked.state, "cudaMemcpyAsync", kind, stages, &copy);
   if (error != cudaSuccess) return error;
   const Point end = AppendCopy(locked.state, stream, copy);
-  if (copy.to_range.place == Place::kPageable) {
+  if (stages && copy.to_range.place == Place::kPageable) {
     return RunUntil(locked, [&end] { return end.reached(); });
   }
   RunAhead(locked);
@@ -135,7 +136,7 @@ cudaError_t CopyAsync(Locked& locked, const std::shared_ptr<Stream>& stream, cud
 cudaError_t CopyNow(Locked& locked, cudaMemcpyKind kind, Copy copy) {
   if (copy.bytes == 0) return cudaSuccess;
   State& state = locked.state;
-  const cudaError_t error = Resolve(state, "cudaMemcpy", kind, &copy);
+  const cudaError_t error = Resolve(state, "cudaMemcpy", kind, /*stages=*/true, &copy);
   if (error != cudaSuccess) return error;
   const Point end = AppendCopy(state, state.legacy, copy);
   const Point before{.stream = state.legacy, .sequence = end.sequence - 1};

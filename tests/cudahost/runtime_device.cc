@@ -91,7 +91,7 @@ std::map<int, int> AttributesOf(const State& state, int device) {
       {cudaDevAttrConcurrentManagedAccess,
        settings.managed_memory && settings.concurrent_managed_access ? 1 : 0},
       {cudaDevAttrDirectManagedMemAccessFromHost, 0},
-      {cudaDevAttrPageableMemoryAccess, 0},
+      {cudaDevAttrPageableMemoryAccess, settings.pageable_memory_access ? 1 : 0},
       {cudaDevAttrPageableMemoryAccessUsesHostPageTables, 0},
       {cudaDevAttrHostNativeAtomicSupported, 0},
       {cudaDevAttrHostRegisterSupported, 1},

@@ -104,6 +104,31 @@ TEST_F(RuntimeMemory, TakesPageableSourcesAtTheCall) {
   EXPECT_EQ(result, 1);
 }
 
+// As CUDA leaves it open for devices that reach pageable memory by themselves.
+TEST_F(RuntimeMemory, CopiesPageableMemoryWhenTheCopyRunsWhereNothingIsStaged) {
+  Settings settings = CurrentSettings();
+  settings.pageable_memory_access = true;
+  Configure(settings);
+  StayLazy();
+  int supported = 0;
+  ASSERT_EQ(cudaDeviceGetAttribute(&supported, cudaDevAttrPageableMemoryAccess, 0), cudaSuccess);
+  EXPECT_EQ(supported, 1);
+  int source = 1, result = 0;
+  int* device = DeviceInts(1);
+  cudaStream_t stream = NonBlockingStream();
+  ASSERT_EQ(cudaMemcpyAsync(device, &source, 4, cudaMemcpyHostToDevice, stream), cudaSuccess);
+  source = 2;
+  ASSERT_EQ(cudaMemcpyAsync(&result, device, 4, cudaMemcpyDeviceToHost, stream), cudaSuccess);
+  EXPECT_EQ(result, 0);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_EQ(result, 2);
+  source = 3;
+  ASSERT_EQ(cudaMemcpy(device, &source, 4, cudaMemcpyHostToDevice), cudaSuccess);
+  source = 4;
+  ASSERT_EQ(cudaMemcpy(&result, device, 4, cudaMemcpyDeviceToHost), cudaSuccess);
+  EXPECT_EQ(result, 3);
+}
+
 TEST_F(RuntimeMemory, ReadsPinnedSourcesWhenTheCopyRuns) {
   StayLazy();
   std::vector<int> own = {1};

@@ -53,6 +53,7 @@ Settings SettingsOfEnvironment() {
   ReadVariable("COMPUTE_CAPABILITY", &settings.compute_capability);
   ReadVariable("MANAGED", &settings.managed_memory);
   ReadVariable("CONCURRENT_MANAGED", &settings.concurrent_managed_access);
+  ReadVariable("PAGEABLE", &settings.pageable_memory_access);
   ReadVariable("SEED", &settings.seed);
   ReadVariable("RUN_AHEAD", &settings.run_ahead_percent);
   CheckSettings(settings);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -139,6 +140,9 @@ float LeafGradient(int64_t step, int64_t micro, int64_t e) {
                     static_cast<int>(random.word[1] % 13) - 6);
 }
 
+// Of copies: a device that reads pageable memory by itself may do so after the call.
+std::deque<std::vector<float>> sources;
+
 struct Reducers {
   comm::GradientReducer* host = nullptr;
   comm::DeviceGradientReducer* device = nullptr;
@@ -157,7 +161,7 @@ void WriteGradients(const core::FlatLayout& layout, int64_t step, int64_t micro_
     to.device->BeginMicroBatch();
     for (int64_t i = 0; i < layout.num_tensors(); ++i) {
       const core::FlatTensor& tensor = layout.tensor(i);
-      std::vector<float> gradient;
+      std::vector<float>& gradient = sources.emplace_back();
       for (int64_t e = 0; e < tensor.numel; ++e)
         gradient.push_back(LeafGradient(step, micro, tensor.offset() + e));
       ASSERT_EQ(cudaMemcpyAsync(to.device->leaf() + tensor.offset(), gradient.data(),

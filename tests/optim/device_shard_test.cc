@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -137,9 +138,12 @@ void DeviceShardTest::StepAsOneOf(int world_size, const Result& want) {
     const size_t bytes = parameters.size() * sizeof(float);
     ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&arena), bytes), cudaSuccess);
     ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&gradients), bytes), cudaSuccess);
+    // A device that reads pageable memory by itself may do so after the call.
+    std::deque<std::vector<float>> sources;
     const auto upload = [&](float* to, const std::vector<float>& from) {
-      ASSERT_EQ(cudaMemcpyAsync(to, from.data(), from.size() * sizeof(float), cudaMemcpyDefault,
-                                stream->get()),
+      sources.push_back(from);
+      ASSERT_EQ(cudaMemcpyAsync(to, sources.back().data(), from.size() * sizeof(float),
+                                cudaMemcpyDefault, stream->get()),
                 cudaSuccess);
     };
     upload(arena, parameters);

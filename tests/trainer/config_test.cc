@@ -119,8 +119,9 @@ TEST(Config, RefusesWhatItCanNotMeetAndSaysWhatToWrite) {
   EXPECT_THAT(Refusal("fp16: true\n"), HasSubstr("write compute_type: bf16 or fp32"));
   EXPECT_THAT(Refusal("bf16: maybe\n"), HasSubstr("want true | auto | false"));
   EXPECT_THAT(Refusal("val_set_size: 0.05\n"), HasSubstr("test_datasets"));
-  EXPECT_THAT(Refusal("comm: {reduction: fast}\n"),
-              HasSubstr("comm.reduction: got \"fast\", want ordered"));
+  EXPECT_THAT(Refusal("comm: {reduction: quick}\n"),
+              HasSubstr("comm.reduction: got \"quick\", want ordered | fast"));
+  EXPECT_THAT(Refusal("comm: {reductoin: fast}\n"), HasSubstr("did you mean comm.reduction"));
   EXPECT_THAT(
       Refusal("optim: adamw_8bits\n"),
       HasSubstr("run.yaml:2:1: optimizer: unknown name \"adamw_8bits\", did you mean adamw_8bit?"));
@@ -284,7 +285,7 @@ Config FarFromDefaults() {
       "eval_on_start: false\nsave_steps: 0\nsave_total_limit: 0\nresume_from_checkpoint: /x/y\n"
       "logging_steps: 3\nreport_to: [csv]\nthreads_per_rank: 5\n"
       "paging: {tier: file, budget: 1000001, directory: /tmp}\n"
-      "comm: {timeout: 0.5, bucket_bytes: 3KiB}\n"
+      "comm: {timeout: 0.5, bucket_bytes: 3KiB, reduction: fast}\n"
       "generate: {heldout_prompts: 0, prompts: [\"a\\nb\", '- x'], max_new_tokens: 1}\n");
 }
 
@@ -306,9 +307,9 @@ TEST(Config, EveryKeyIsPrintedAndDiffersWhereItsValueDoes) {
     different.insert(difference.key);
   }
   // The only keys that have one value, or that another key excludes or decides.
-  const std::set<std::string> same = {"base_model",   "lr_scheduler",  "warmup_ratio",
-                                      "load_in_4bit", "comm.backend",  "comm.reduction",
-                                      "momentum",     "rmsprop_alpha", "max_unorm"};
+  const std::set<std::string> same = {"base_model",    "lr_scheduler", "warmup_ratio",
+                                      "load_in_4bit",  "comm.backend", "momentum",
+                                      "rmsprop_alpha", "max_unorm"};
   for (const ConfigField& field : ConfigFields()) {
     EXPECT_NE(different.count(field.key), same.count(field.key)) << field.key;
   }
@@ -332,7 +333,7 @@ TEST(Config, HashCoversWhatDecidesTheAdapterAndNothingElse) {
        {"lora_r: 15\n", "seed: 1\n", "global_batch_size: 16\n", "max_steps: 3\n",
         "optimizer: lion_8bit\n", "compute_type: fp32\n", "weight_decay: 0.1\n", "datasets: [x]\n",
         "min_8bit_size: 1\n", "adam_beta2: 0.99\n", "max_unorm: 1\n", "device: cpu\n",
-        "optimizer_overrides: [{pattern: \"*\", block_size: 64}]\n"}) {
+        "comm: {reduction: fast}\n", "optimizer_overrides: [{pattern: \"*\", block_size: 64}]\n"}) {
     const Config other = Parsed(text);
     EXPECT_NE(ConfigHash(base), ConfigHash(other)) << text;
     ASSERT_EQ(DiffConfigs(base, other).size(), 1u) << text;

@@ -108,7 +108,7 @@ absl::Status DeviceDecoderEngine::Begin(const MicroBatch& batch, Pass* pass) {
       host.sample_ids[t] = batch.sample_ids[s];
     }
   }
-  // Pageable memory: it has been read when the call returns.
+  // Read by the end of the pass at the latest, which waits for the stream (FetchLoss).
   BITSHARD_RETURN_IF_ERROR(
       BITSHARD_CUDA_STATUS(cudaMemcpyAsync(w_.batch.sample_ids, host_batch_.data(),
                                            host_batch_.size(), cudaMemcpyHostToDevice, stream_)));

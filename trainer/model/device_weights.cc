@@ -86,14 +86,16 @@ absl::Status DeviceWeights::Load(const io::WeightSource& source, const DecoderOp
     }
   }
   read_ = std::vector<float>();  // Assigning {} would keep its memory.
-  return BITSHARD_CUDA_STATUS(cudaStreamSynchronize(stream_));
+  return absl::OkStatus();
 }
 
-// Copies out of pageable memory have read it when the call returns.
+// The caller goes on to change `from`. CUDA stages pageable memory before the call returns, except
+// where the device reads it by itself (cudaDevAttrPageableMemoryAccess): so this waits.
 absl::Status DeviceWeights::Upload(void* to, const void* from, int64_t bytes) const {
   if (bytes == 0) return absl::OkStatus();
-  return BITSHARD_CUDA_STATUS(
-      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_));
+  BITSHARD_RETURN_IF_ERROR(BITSHARD_CUDA_STATUS(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_)));
+  return BITSHARD_CUDA_STATUS(cudaStreamSynchronize(stream_));
 }
 
 absl::Status DeviceWeights::UploadRounded(void* to, const std::vector<float>& from) const {

@@ -3,10 +3,10 @@
 With --cudahost the program runs on the stand-in for CUDA, NCCL and cuBLAS (docs/cudahost.md); without, on GPUs.
 """
 import argparse
+import ctypes
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
@@ -44,9 +44,11 @@ def check_same_bits(runner: Runner, ranks: list[int]) -> None:
     runs = [(f"{n} ranks", n, {}) for n in ranks[1:]]
     runs += [("managed", ranks[-1], paged), ("pinned", 1, {**paged, "paging.tier": "pinned"})]
     runs += [("resumed", ranks[-1], {"resume_from_checkpoint": runner.output("one") / "checkpoint-2"})]
+    runs += [("copies that stage nothing", 1, {})]
     lines = exact_lines(runner.lines("one"))
     for name, n, settings in runs:
-        text = runner.run(n, name, {**SETTINGS, "eval_on_start": "false", **settings})
+        text = runner.run(n, name, {**SETTINGS, "eval_on_start": "false", **settings},
+                          env={"BITSHARD_CUDAHOST_PAGEABLE": str(int(name.startswith("copies")))})
         same_adapter(f"{name} against one rank", runner.adapter("one"), runner.adapter(name))
         own = exact_lines(runner.lines(name))
         assert own == lines[-len(own):], f"{name}: metrics differ from one rank's"
@@ -54,6 +56,27 @@ def check_same_bits(runner: Runner, ranks: list[int]) -> None:
         summary = json.loads((runner.output(name) / "summary.json").read_text())
         assert summary["bytes_sent_per_step"] == summary["planned_bytes_sent_per_step"], (name, summary)
     print("same bits: " + ", ".join(name for name, _, _ in runs))
+
+
+def check_fast(runner: Runner, ranks: int) -> None:
+    """NCCL adds: nearly the same losses, and what the plan says is sent. With one rank nothing is added up."""
+    runner.run(ranks, "fast", {**SETTINGS, "eval_on_start": "false", "comm.reduction": "fast"})
+    lines = runner.lines("fast")
+    for ours, theirs in zip(lines, runner.lines("one"), strict=True):
+        assert abs(ours["loss"] / theirs["loss"] - 1) < (1e-15 if ours["step"] == 1 else LATER_LOSS), (ours, theirs)
+    if ranks == 1:
+        same_adapter("fast on one rank", runner.adapter("one"), runner.adapter("fast"))
+    summary = json.loads((runner.output("fast") / "summary.json").read_text())
+    assert summary["bytes_sent_per_step"] == summary["planned_bytes_sent_per_step"], summary
+    print("fast: ok")
+
+
+def check_notices(runner: Runner, told: str) -> None:
+    """NCCL's settings decide over speed and hangs, and come from the environment: a run says them, or nothing."""
+    line = [line for line in told.splitlines() if "NCCL is told" in line]
+    assert len(line) == 1 and "NCCL_DEBUG=WARN" in line[0] and "NCCL_IB_DISABLE=1" in line[0], told
+    text = runner.run(1, "quiet", {**SETTINGS, "max_steps": 1, "eval_on_start": "false"})
+    assert ("NCCL is told" in text) == any(key.startswith("NCCL_") for key in os.environ), text
 
 
 def check_plan(runner: Runner) -> None:
@@ -84,11 +107,14 @@ def check_faults(runner: Runner) -> None:
 
 
 def devices_here() -> int:
+    """As the program counts them: CUDA_VISIBLE_DEVICES hides some from it, not from nvidia-smi."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
         return 0
-    return len(listed.splitlines())
+    count = ctypes.c_int(0)
+    found = cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if found else 0
 
 
 def main() -> None:
@@ -108,10 +134,12 @@ def main() -> None:
         folder = pathlib.Path(name)
         make_material(folder)
         runner = Runner(args.binary, args.source, folder)
-        text = runner.run(1, "one", SETTINGS)
+        text = runner.run(1, "one", SETTINGS, env={"NCCL_DEBUG": "WARN", "NCCL_IB_DISABLE": "1"})
         assert "a GPU for each rank" in text, text
+        check_notices(runner, text)
         check_against_cpu(runner, runner.lines("one"))
         check_same_bits(runner, ranks)
+        check_fast(runner, ranks[-1])
         check_plan(runner)
         runner.run(ranks[-1], "bf16", {**SETTINGS, "compute_type": "bf16", "max_steps": 1})
         if args.cudahost:

@@ -105,7 +105,8 @@ T FromBits(uint64_t bits) {
 }
 
 template <class T>
-T Shuffle(WarpOp op, unsigned mask, const T& value, uint32_t operand, int width, Site site) {
+CUDAHOST_UNCHECKED T Shuffle(WarpOp op, unsigned mask, T value, uint32_t operand, int width,
+                             Site site) {
   return FromBits<T>(WarpCollective({.op = op,
                                      .mask = mask,
                                      .value = ToBits(value),
@@ -114,8 +115,12 @@ T Shuffle(WarpOp op, unsigned mask, const T& value, uint32_t operand, int width,
                                      .site = site}));
 }
 
-inline uint64_t VoteOfWarp(WarpOp op, unsigned mask, int predicate, Site site) {
+inline CUDAHOST_UNCHECKED uint64_t VoteOfWarp(WarpOp op, unsigned mask, int predicate, Site site) {
   return WarpCollective({.op = op, .mask = mask, .value = predicate != 0, .site = site});
+}
+
+inline CUDAHOST_UNCHECKED void SyncWarp(unsigned mask, Site site) {
+  WarpCollective({.op = WarpOp::kSync, .mask = mask, .site = site});
 }
 
 }  // namespace cudahost
@@ -137,7 +142,7 @@ inline int __syncthreads_count(int predicate, CUDAHOST_SITE) {
 }
 
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu, CUDAHOST_SITE) {
-  cudahost::WarpCollective({.op = cudahost::WarpOp::kSync, .mask = mask, .site = {file, line}});
+  cudahost::SyncWarp(mask, {file, line});
 }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int lane, int width = 32, CUDAHOST_SITE) {

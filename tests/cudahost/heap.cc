@@ -15,6 +15,9 @@
 #include "tests/cudahost/shadow.h"
 
 namespace cudahost {
+
+uint8_t g_brought[kBroughtChunks];
+
 namespace {
 
 constexpr size_t kGap = 256;
@@ -41,15 +44,31 @@ Heap& TheHeap() {
   return *heap;
 }
 
-void Map(uintptr_t address, size_t bytes) {
-  void* want = reinterpret_cast<void*>(address);
+constexpr uintptr_t kPage = 4096;
+
+// The whole pages that hold a range of addresses.
+struct Pages {
+  uintptr_t first;
+  uintptr_t size;
+
+  void* begin() const { return reinterpret_cast<void*>(first / kPage * kPage); }
+  size_t bytes() const { return first % kPage + size; }
+};
+constexpr Pages kRegionPages = {kRegion, kRegionBytes};
+constexpr Pages kStatePages = {kStates, kRegionBytes};
+constexpr Pages kQuadPages = {kQuadRecords, kRegionBytes};
+constexpr Pages kWordPages = {kRecords, kRegionBytes * 4};
+constexpr Pages kBytePages = {kByteRecords, kRegionBytes * 16};
+
+void Map(const Pages& pages) {
+  void* want = pages.begin();
   const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
-  if (mmap(want, bytes, PROT_READ | PROT_WRITE, flags, -1, 0) != want) {
-    std::fprintf(stderr, "cudahost: cannot reserve %zu bytes of addresses at %p: %s\n", bytes, want,
-                 std::strerror(errno));
+  if (mmap(want, pages.bytes(), PROT_READ | PROT_WRITE, flags, -1, 0) != want) {
+    std::fprintf(stderr, "cudahost: cannot reserve %zu bytes of addresses at %p: %s\n",
+                 pages.bytes(), want, std::strerror(errno));
     std::abort();
   }
-  madvise(want, bytes, MADV_DONTDUMP);
+  madvise(want, pages.bytes(), MADV_DONTDUMP);
 }
 
 uintptr_t Address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
@@ -79,7 +98,6 @@ uintptr_t FindHole(Heap& heap, size_t slot) {
 
 // Gives memory of whole pages back to the system.
 void Discard(uintptr_t begin, size_t bytes) {
-  constexpr uintptr_t kPage = 4096;
   const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
   const uintptr_t end = (begin + bytes) / kPage * kPage;
   if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
@@ -122,18 +140,26 @@ size_t Distance(const Buffer& buffer, uintptr_t p) {
 void ReserveRegion() {
   static std::once_flag once;
   std::call_once(once, [] {
-    Map(kRegion, kRegionBytes);
-    Map(kStates, kRegionBytes);
-    Map(kQuadRecords, kRegionBytes);
-    Map(kRecords, kRegionBytes * 4);
-    Map(kByteRecords, kRegionBytes * 16);
+    for (const Pages& pages : {kRegionPages, kStatePages, kQuadPages, kWordPages, kBytePages}) {
+      Map(pages);
+    }
   });
 }
 
+void BringRecords(uintptr_t record, uint8_t* brought) {
+  *brought = 1;
+#if defined(MADV_POPULATE_WRITE)
+  // Where the system does not know it, each page comes when it is touched.
+  void* chunk = reinterpret_cast<void*>(record / kRecordChunk * kRecordChunk);
+  madvise(chunk, kRecordChunk, MADV_POPULATE_WRITE);
+#endif
+}
+
 void ClearRecords() {
-  madvise(reinterpret_cast<void*>(kQuadRecords), kRegionBytes, MADV_DONTNEED);
-  madvise(reinterpret_cast<void*>(kRecords), kRegionBytes * 4, MADV_DONTNEED);
-  madvise(reinterpret_cast<void*>(kByteRecords), kRegionBytes * 16, MADV_DONTNEED);
+  for (const Pages& pages : {kQuadPages, kWordPages, kBytePages}) {
+    madvise(pages.begin(), pages.bytes(), MADV_DONTNEED);
+  }
+  std::memset(g_brought, 0, sizeof(g_brought));
 }
 
 std::byte* HeapAllocate(Space space, size_t bytes, std::string name) {
@@ -173,7 +199,6 @@ void HeapFree(std::byte* data) {
   const uintptr_t offset = Address(data) - kRegion;
   Discard(Address(data), buffer.bytes);
   // Those records that are not in whole pages.
-  constexpr size_t kPage = 4096;
   ClearPlain(Address(data), std::min(buffer.bytes, kPage));
   if (buffer.bytes > kPage) ClearPlain(Address(data) + buffer.bytes - kPage, kPage);
   Discard(kQuadRecords + offset, buffer.bytes);

@@ -3,11 +3,10 @@
 //
 //   region         1 byte      the buffers
 //   states         1 byte each a set of kLive, kInitialised, kHostVisible; 0: a gap or freed
-//   quad records   16 bytes for 16 bytes: last writer and reader of four aligned words; not of
-//   shared
-//                  memory
-//   records        16 bytes for 4 bytes: the same of a word, in use where a quad was touched in
-//   parts byte records   16 bytes for 1 byte: the same, in use where a word was touched in parts
+//   quad records   16 bytes for 16 bytes: last writer and reader of four aligned words; none for
+//                  shared memory
+//   records        16 bytes for 4 bytes: the same of a word, where a quad was touched in parts
+//   byte records   16 bytes for 1 byte: the same, where a word was touched in parts
 #ifndef BITSHARD_TESTS_CUDAHOST_SHADOW_H_
 #define BITSHARD_TESTS_CUDAHOST_SHADOW_H_
 
@@ -18,10 +17,12 @@ namespace cudahost {
 
 inline constexpr uintptr_t kRegion = 0x2000'0000'0000;
 inline constexpr uintptr_t kRegionBytes = 0x10'0000'0000;  // 64 GiB of addresses, not of memory
-inline constexpr uintptr_t kStates = 0x2100'0000'0000;
-inline constexpr uintptr_t kRecords = 0x2200'0000'0000;
-inline constexpr uintptr_t kQuadRecords = 0x2300'0000'0000;
-inline constexpr uintptr_t kByteRecords = 0x2400'0000'0000;
+// Not at the same low bits: a first-level cache that guesses its way from bits 12 to 27 (AMD Zen)
+// holds only one of several lines that agree in them, and a byte's shadow is used beside the byte.
+inline constexpr uintptr_t kStates = 0x2100'0000'5540;
+inline constexpr uintptr_t kRecords = 0x2200'0001'6BC0;
+inline constexpr uintptr_t kQuadRecords = 0x2300'0000'AA80;
+inline constexpr uintptr_t kByteRecords = 0x2400'0002'D200;
 // The arena of block-shared memory begins the region.
 inline constexpr uintptr_t kSharedBytes = 1 << 20;
 
@@ -33,6 +34,21 @@ inline bool InRegion(uintptr_t p) { return p - kRegion < kRegionBytes; }
 inline uint8_t* StatesAt(uintptr_t p) {
   return reinterpret_cast<uint8_t*>(kStates + (p - kRegion));
 }
+
+// Records come by chunks: a system call brings 16 pages in less time than two of them take by
+// faults, and each would take two, the first one of a read. Of quads and of words, whether they
+// have been asked for.
+inline constexpr uintptr_t kRecordChunk = 64 << 10;
+inline constexpr uintptr_t kQuadChunks = kRegionBytes / kRecordChunk + 1;
+inline constexpr uintptr_t kBroughtChunks = kQuadChunks + kRegionBytes * 4 / kRecordChunk + 1;
+extern uint8_t g_brought[kBroughtChunks];
+inline uint8_t* QuadsBrought(uintptr_t record) {
+  return g_brought + (record / kRecordChunk - kQuadRecords / kRecordChunk);
+}
+inline uint8_t* WordsBrought(uintptr_t record) {
+  return g_brought + (kQuadChunks + record / kRecordChunk - kRecords / kRecordChunk);
+}
+void BringRecords(uintptr_t record, uint8_t* brought);
 
 // Reserves region and shadow once; aborts with a reason where the machine refuses.
 void ReserveRegion();

@@ -10,8 +10,6 @@
 #include "tests/cudahost/shadow.h"
 #include "tests/cudahost/symbols.h"
 
-extern "C" const char _end;  // Of the program's data.
-
 namespace cudahost {
 namespace {
 
@@ -207,8 +205,7 @@ void HostAccess(const Event& event) {
 // A kernel outside of the region and of its stack: its program's constants and variables, or what
 // no device could reach.
 void OutsideAccess(const Event& event) {
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(&__executable_start);
-  if (event.p - begin < reinterpret_cast<uintptr_t>(&_end) - begin) return;
+  if (InProgram(event.p)) return;
   Die([&event] {
     return std::string(InStackPool(event.p) ? "kernel in another thread's local memory: "
                                             : "kernel in host memory: ") +

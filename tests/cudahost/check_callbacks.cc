@@ -12,10 +12,8 @@
 #define CUDAHOST_ACCESS(name, access, bytes)                                      \
   void __tsan_##name(void* p) {                                                   \
     constexpr bool kWrite = cudahost::Access::access == cudahost::Access::kWrite; \
-    if (cudahost::FastAccess<bytes, kWrite>(p, CUDAHOST_RETURN)) [[likely]] {     \
-      return;                                                                     \
-    }                                                                             \
-    cudahost::OnAccess(cudahost::Access::access, p, bytes, CUDAHOST_RETURN);      \
+    if (cudahost::FastOwnStack(p, __builtin_dwarf_cfa())) return;                 \
+    cudahost::CheckAccess<bytes, kWrite>(p, CUDAHOST_RETURN);                     \
   }
 #define CUDAHOST_ACCESSES(bytes)                       \
   CUDAHOST_ACCESS(read##bytes, kRead, bytes)           \
@@ -63,10 +61,12 @@ CUDAHOST_ACCESSES(4)
 CUDAHOST_ACCESSES(8)
 CUDAHOST_ACCESSES(16)
 void __tsan_read_range(void* p, size_t bytes) {
-  cudahost::OnAccess(cudahost::Access::kRead, p, bytes, CUDAHOST_RETURN);
+  if (cudahost::FastOwnStack(p, __builtin_dwarf_cfa())) return;
+  cudahost::CheckRange<false>(p, bytes, CUDAHOST_RETURN);
 }
 void __tsan_write_range(void* p, size_t bytes) {
-  cudahost::OnAccess(cudahost::Access::kWrite, p, bytes, CUDAHOST_RETURN);
+  if (cudahost::FastOwnStack(p, __builtin_dwarf_cfa())) return;
+  cudahost::CheckRange<true>(p, bytes, CUDAHOST_RETURN);
 }
 // What device_functions.h makes of memcpy, memmove and memset, which are not instrumented.
 void* cudahost_memcpy(void* to, const void* from, size_t bytes) noexcept {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "tests/cudahost/check.h"
 #include "tests/cudahost/check_record.h"
 #include "tests/cudahost/fiber.h"
 #include "tests/cudahost/sched.h"
@@ -85,16 +86,29 @@ CUDAHOST_FAST bool FastShared(uintptr_t p, Record* record, uint64_t access) {
   return true;
 }
 
+// What is touched for the first time in a launch lies in memory, and the block's other threads
+// will want what lies beside it.
+CUDAHOST_FAST void FetchNeighbours(uintptr_t p, const Record* record) {
+  constexpr uintptr_t kLine = 64;
+  const char* records = reinterpret_cast<const char*>(record);
+  const uint8_t* states = StatesAt(p);
+  for (uintptr_t line = 1; line <= 2; ++line) {
+    __builtin_prefetch(records + line * kLine, 1);
+    __builtin_prefetch(states + line * kLine);
+  }
+}
+
 // A word or a quad of device memory.
 template <size_t kBytes, bool kWrite>
 CUDAHOST_FAST bool FastDevice(uintptr_t p, Record* record, uint64_t access) {
   const uint64_t floor = g_clock.launch_word;
   const uint64_t writer = record->writer;
+  if (kBytes == 16 && (writer | record->reader) < floor) FetchNeighbours(p, record);
   if ((FlagsOf(writer) & kPlain) == 0) {
     if (record->reader == kSplit) return false;
-    for (size_t i = 0; i < kBytes; i += 4) {
-      if (!FastStates<4, kWrite>(p + i)) return false;
-    }
+    constexpr size_t kPart = kBytes == 16 ? 8 : 4;
+    if (!FastStates<kPart, kWrite>(p)) return false;
+    if (kBytes == 16 && !FastStates<8, kWrite>(p + 8)) return false;
     record->writer = WithFlags(writer, kPlain);
   }
   if (!FastWriterOrdered(writer, floor)) return false;
@@ -130,28 +144,131 @@ CUDAHOST_FAST bool FastBytes(uintptr_t p, const Record* word, uint64_t access) {
   return true;
 }
 
-// False when OnAccess must look.
+// What the callbacks go through one after the other: each is small enough to need no register
+// saved, and ends in the next one.
 template <size_t kBytes, bool kWrite>
-CUDAHOST_FAST bool FastAccess(const void* pointer, uintptr_t pc) {
-  const uintptr_t p = reinterpret_cast<uintptr_t>(pointer);
-  const uintptr_t frame = reinterpret_cast<uintptr_t>(__builtin_dwarf_cfa());  // Needs no %rbp.
-  if (!InRegion(p)) return OnSameStack(p, frame) || !InStackPool(frame);
-  if (!g_kernel_code || p % kBytes != 0 || !InStackPool(frame)) return false;
+[[gnu::noinline]] void CheckSlowly(uintptr_t p, uintptr_t pc) {
+  OnAccess(kWrite ? Access::kWrite : Access::kRead, reinterpret_cast<const void*>(p), kBytes, pc);
+}
+
+template <size_t kBytes, bool kWrite>
+void CheckAccess(const void* pointer, uintptr_t pc);
+
+// The first access of a chunk of records.
+template <size_t kBytes, bool kWrite>
+[[gnu::noinline, gnu::cold]] void CheckFirst(uintptr_t p, uintptr_t pc) {
+  const uintptr_t quad = reinterpret_cast<uintptr_t>(QuadRecord(p));
+  if (*QuadsBrought(quad) == 0) BringRecords(quad, QuadsBrought(quad));
+  const uintptr_t word = reinterpret_cast<uintptr_t>(WordRecord(p));
+  if (kBytes < 16 && *WordsBrought(word) == 0) BringRecords(word, WordsBrought(word));
+  CheckAccess<kBytes, kWrite>(reinterpret_cast<const void*>(p), pc);
+}
+
+template <size_t kBytes, bool kWrite>
+[[gnu::noinline]] void CheckShared(uintptr_t p, uintptr_t pc) {
   const uint64_t access = ThisAccess(pc);
-  if constexpr (kBytes < 4) return FastBytes<kBytes, kWrite>(p, WordRecord(p), access);
-  if (p - kRegion < kSharedBytes) {
-    for (size_t i = 0; i < kBytes; i += 4) {
-      if (!FastShared<kWrite>(p + i, WordRecord(p + i), access)) return false;
-    }
-    return true;
-  }
-  Record* quad = QuadRecord(p);
-  if (kBytes == 16 && quad->reader != kSplit) return FastDevice<16, kWrite>(p, quad, access);
-  if (kBytes < 16 && !FastSplit(quad)) return false;
   for (size_t i = 0; i < kBytes; i += 4) {
-    if (!FastDevice<4, kWrite>(p + i, WordRecord(p + i), access)) return false;
+    if (!FastShared<kWrite>(p + i, WordRecord(p + i), access)) {
+      return CheckSlowly<kBytes, kWrite>(p, pc);
+    }
+  }
+}
+
+// Device memory whose quad is split.
+template <size_t kBytes, bool kWrite>
+[[gnu::noinline]] void CheckWords(uintptr_t p, uintptr_t pc) {
+  const uint64_t access = ThisAccess(pc);
+  const Record* word = WordRecord(p);
+  if (kBytes < 16 && word->reader == 0 && *WordsBrought(reinterpret_cast<uintptr_t>(word)) == 0)
+      [[unlikely]] {
+    return CheckFirst<kBytes, kWrite>(p, pc);
+  }
+  for (size_t i = 0; i < kBytes; i += 4) {
+    if (!FastDevice<4, kWrite>(p + i, WordRecord(p + i), access)) {
+      return CheckSlowly<kBytes, kWrite>(p, pc);
+    }
+  }
+}
+
+template <size_t kBytes, bool kWrite>
+[[gnu::noinline]] void CheckParts(uintptr_t p, uintptr_t pc) {
+  if (!FastBytes<kBytes, kWrite>(p, WordRecord(p), ThisAccess(pc))) {
+    CheckSlowly<kBytes, kWrite>(p, pc);
+  }
+}
+
+// An access of the region, in kernel code.
+template <size_t kBytes, bool kWrite>
+CUDAHOST_FAST void CheckRegion(uintptr_t p, uintptr_t pc) {
+  if (p % kBytes != 0) [[unlikely]]
+    return CheckSlowly<kBytes, kWrite>(p, pc);
+  if constexpr (kBytes < 4) {
+    CheckParts<kBytes, kWrite>(p, pc);
+  } else {
+    if (p - kRegion < kSharedBytes) return CheckShared<kBytes, kWrite>(p, pc);
+    Record* quad = QuadRecord(p);
+    if (kBytes == 16 && quad->reader != kSplit) {
+      if (quad->reader == 0 && *QuadsBrought(reinterpret_cast<uintptr_t>(quad)) == 0) [[unlikely]] {
+        return CheckFirst<kBytes, kWrite>(p, pc);
+      }
+      if (FastDevice<16, kWrite>(p, quad, ThisAccess(pc))) [[likely]]
+        return;
+    } else if (kBytes == 16 || FastSplit(quad)) {
+      return CheckWords<kBytes, kWrite>(p, pc);
+    }
+    CheckSlowly<kBytes, kWrite>(p, pc);
+  }
+}
+
+// Any number of whole words.
+template <bool kWrite>
+CUDAHOST_FAST bool FastRange(uintptr_t p, size_t bytes, uintptr_t pc) {
+  if (p % 4 != 0 || bytes % 4 != 0) return false;
+  const uint64_t access = ThisAccess(pc);
+  const bool shared = p - kRegion < kSharedBytes;
+  for (const uintptr_t end = p + bytes; p < end; p += 4) {
+    if (shared) {
+      if (!FastShared<kWrite>(p, WordRecord(p), access)) return false;
+      continue;
+    }
+    Record* quad = QuadRecord(p);
+    if (p % 16 == 0 && end - p >= 16 && quad->reader != kSplit) {
+      if (!FastDevice<16, kWrite>(p, quad, access)) return false;
+      p += 12;
+    } else if (!FastSplit(quad) || !FastDevice<4, kWrite>(p, WordRecord(p), access)) {
+      return false;
+    }
   }
   return true;
+}
+
+// Of the stack that runs. `frame`: any address in it.
+CUDAHOST_FAST bool FastOwnStack(const void* pointer, const void* frame) {
+  return OnSameStack(reinterpret_cast<uintptr_t>(pointer), reinterpret_cast<uintptr_t>(frame));
+}
+
+// An access that is not of the own stack.
+template <size_t kBytes, bool kWrite>
+[[gnu::noinline]] void CheckAccess(const void* pointer, uintptr_t pc) {
+  const uintptr_t p = reinterpret_cast<uintptr_t>(pointer);
+  if (!InStackPool(reinterpret_cast<uintptr_t>(__builtin_dwarf_cfa()))) [[unlikely]] {
+    if (InRegion(p)) CheckSlowly<kBytes, kWrite>(p, pc);
+  } else if (InRegion(p) && g_kernel_code) [[likely]] {
+    CheckRegion<kBytes, kWrite>(p, pc);
+  } else if (!InProgram(p)) {
+    CheckSlowly<kBytes, kWrite>(p, pc);
+  }
+}
+
+template <bool kWrite>
+[[gnu::noinline]] void CheckRange(const void* pointer, size_t bytes, uintptr_t pc) {
+  const uintptr_t p = reinterpret_cast<uintptr_t>(pointer);
+  if (g_kernel_code && InRegion(p) &&
+      InStackPool(reinterpret_cast<uintptr_t>(__builtin_dwarf_cfa())) &&
+      FastRange<kWrite>(p, bytes, pc)) {
+    return;
+  }
+  OnAccess(kWrite ? Access::kWrite : Access::kRead, pointer, bytes, pc);
 }
 
 #undef CUDAHOST_FAST

@@ -11,8 +11,15 @@
 
 extern "C" const char __executable_start;
 extern "C" const char etext;  // Where the program's code ends.
+extern "C" const char _end;   // Where its data ends.
 
 namespace cudahost {
+
+// The program's own constants and variables, which a kernel may use.
+inline bool InProgram(uintptr_t p) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(&__executable_start);
+  return p - begin < reinterpret_cast<uintptr_t>(&_end) - begin;
+}
 
 struct Record {
   uint64_t writer;

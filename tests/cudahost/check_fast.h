@@ -90,9 +90,11 @@ CUDAHOST_FAST bool FastShared(uintptr_t p, Record* record, uint64_t access) {
 // will want what lies beside it.
 CUDAHOST_FAST void FetchNeighbours(uintptr_t p, const Record* record) {
   constexpr uintptr_t kLine = 64;
+  const char* data = reinterpret_cast<const char*>(p);
   const char* records = reinterpret_cast<const char*>(record);
   const uint8_t* states = StatesAt(p);
   for (uintptr_t line = 1; line <= 2; ++line) {
+    __builtin_prefetch(data + line * kLine);
     __builtin_prefetch(records + line * kLine, 1);
     __builtin_prefetch(states + line * kLine);
   }

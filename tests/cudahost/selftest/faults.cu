@@ -172,6 +172,31 @@ __global__ void FillAndWrite(Buffers b) {
   if (Index() == 33) b.words[9] = 1;         // THERE
 }
 
+// Copied as a whole: no access of 4, 8 or 16 bytes.
+struct Six {
+  float at[6];
+};
+
+__global__ void StructPastEnd(Buffers b) {
+  const int64_t last = b.n / 6;
+  if (Index() == 0) {
+    reinterpret_cast<Six*>(b.out)[0] = reinterpret_cast<const Six*>(b.in)[last];  // HERE
+  }
+}
+
+__global__ void UninitialisedStruct(Buffers b) {
+  if (Index() == 7) {
+    reinterpret_cast<Six*>(b.out)[7] = reinterpret_cast<const Six*>(b.in)[7];  // HERE
+  }
+}
+
+__global__ void StructAndWord(Buffers b) {
+  if (Index() == 0) {
+    reinterpret_cast<Six*>(b.out)[1] = reinterpret_cast<const Six*>(b.in)[1];  // HERE
+  }
+  if (Index() == 33) b.out[9] = 1;  // THERE
+}
+
 __global__ void MisalignedRead(Buffers b) {
   const float4 quad = *reinterpret_cast<const float4*>(b.in + Index() / 2);  // HERE
   b.out[Index()] = quad.x + quad.w;
@@ -185,7 +210,7 @@ __global__ void MisalignedWrite(Buffers b) {
 __global__ void HostPointer(Buffers b) { b.out[Index()] = b.in[Index()]; }  // HERE
 
 using Kernel = void (*)(Buffers);
-constexpr std::array<std::pair<std::string_view, Kernel>, 30> kKernels = {{
+constexpr std::array<std::pair<std::string_view, Kernel>, 33> kKernels = {{
     {"BarrierInBranch", BarrierInBranch},
     {"DifferentBarriers", DifferentBarriers},
     {"EarlyReturn", EarlyReturn},
@@ -213,6 +238,9 @@ constexpr std::array<std::pair<std::string_view, Kernel>, 30> kKernels = {{
     {"CopyPastEnd", CopyPastEnd},
     {"UninitialisedCopy", UninitialisedCopy},
     {"FillAndWrite", FillAndWrite},
+    {"StructPastEnd", StructPastEnd},
+    {"UninitialisedStruct", UninitialisedStruct},
+    {"StructAndWord", StructAndWord},
     {"MisalignedRead", MisalignedRead},
     {"MisalignedWrite", MisalignedWrite},
     {"HostPointer", HostPointer},

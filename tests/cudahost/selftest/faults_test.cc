@@ -112,6 +112,9 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"UninitialisedDevice", "uninitialised read", "of device buffer"},
         Fault{"CopyPastEnd", "out of bounds", "offset 1020, 0 bytes past the end of device buffer"},
         Fault{"UninitialisedCopy", "uninitialised read", "of device buffer"},
+        Fault{"StructPastEnd", "out of bounds",
+              "read of 24 bytes.*offset 1020, 0 bytes past the end of device buffer"},
+        Fault{"UninitialisedStruct", "uninitialised read", "24 bytes.*offset 168 of device buf"},
         Fault{
             "MisalignedRead", "misaligned",
             "read of 'const (struct )?float4'.*no multiple of 16: offset [0-9]+ of device buffer"},
@@ -128,6 +131,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Fault{"TwoThreadsOneWord", "race", "with the write at .*offset [0-9]+ of dev"},
                     Fault{"BlocksReadAndWrite", "race", "with the (read|write).*offset 0 of dev"},
                     Fault{"FillAndWrite", "race", "offset (0|36) of device buffer"},
+                    Fault{"StructAndWord", "race", "offset 36 of device buffer"},
                     Fault{"BytesOfOneWord", "race", "offset [4-7] of device buffer"},
                     Fault{"NoSyncwarp", "race", "of shared buffer 'tile'"},
                     Fault{"PartialSyncwarp", "race", "of shared buffer 'tile'"},

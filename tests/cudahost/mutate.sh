@@ -16,8 +16,9 @@
 # no longer applies or does not compile, nor if a test fails without any mutation. What was printed is in
 # build/mutations/NAME.log.
 #
-# Most of the time goes into compiling what is broken, so everything is compiled with -O1; with ccache several mutations
-# are tried at a time, each in a copy of its own (a slot), and what the copies have in common is compiled once.
+# With ccache several mutations are tried at a time, each in a copy of its own (a slot). A copy is built as the preset
+# cpu is: ccache has what is not broken, of the other copies and, where that was built with the same CCACHE_BASEDIR and
+# CCACHE_NOHASHDIR (as tests/run.sh does), of build/cpu.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 
@@ -37,10 +38,9 @@ usage() { sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "$0"; }
 
 # The copy that everything below works on.
 use_slot() {
-  SLOT=$WORK/slot$1
-  TREE=$SLOT/tree
-  BUILD=$SLOT/build
-  export CCACHE_BASEDIR=$SLOT CCACHE_NOHASHDIR=1
+  TREE=$WORK/tree$1
+  BUILD=$TREE/build/cpu
+  export CCACHE_BASEDIR=$TREE CCACHE_NOHASHDIR=1
 }
 
 # A file that did not change keeps its time, so that only the others are compiled again. One that did gets a new time,
@@ -56,8 +56,8 @@ copy_tree() {
 }
 
 configure() {
-  "$CMAKE" -S "$TREE" -B "$BUILD" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" \
-    -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF > "$WORK/configure.log" 2>&1 && return
+  (cd "$TREE" && "$CMAKE" --preset cpu -DBITSHARD_BUILD_BENCH=OFF -DBITSHARD_BUILD_EXAMPLES=OFF) \
+    > "$WORK/configure.log" 2>&1 && return
   cat "$WORK/configure.log" >&2
   fail "no build folder"
 }
@@ -92,7 +92,7 @@ passes() {
 }
 
 # The copy lies inside of a repository that git must not take it for a part of.
-git_apply() { GIT_CEILING_DIRECTORIES=$SLOT git -C "$TREE" apply --whitespace=nowarn "$@"; }
+git_apply() { GIT_CEILING_DIRECTORIES=$WORK git -C "$TREE" apply --whitespace=nowarn "$@"; }
 
 # Prints the test that fails, with the mutation in place; 1: none does, 2: it does not compile.
 catching_test() {
@@ -108,7 +108,7 @@ catching_test() {
 
 # is_sound TEST [CASES]: whether they are there and pass without a mutation.
 is_sound() {
-  local log=$SLOT/$1.log
+  local log=$TREE/build/$1.log
   : > "$log"
   if ! { builds "$log" "$1" && passes "$log" "$@"; }; then
     echo "$* FAILS without a mutation: see $log"
@@ -127,7 +127,7 @@ try_mutation() {
   git_apply "$patch" > "$log" 2>&1 || fail "$1 does not apply: $(< "$log")"
   test=$(catching_test "$log" "$first" "$cases")
   status=$?
-  git_apply -R "$patch" || fail "$1 cannot be taken back: remove $SLOT"
+  git_apply -R "$patch" || fail "$1 cannot be taken back: remove $TREE"
   case $status in
     0)
       result="caught by $test ($((SECONDS - start)) s)"
@@ -222,7 +222,7 @@ done
 echo "${#CHOSEN[@]} mutations in $SLOTS copies; first ${#FIRST_TESTS[@]} tests without any"
 for ((slot = 0; slot < SLOTS; ++slot)); do
   use_slot "$slot"
-  log=$SLOT/build.log
+  log=$TREE/build/build.log
   : > "$log"
   builds "$log" "${FIRST_TESTS[@]}" || fail "does not build without a mutation: see $log"
 done

@@ -98,10 +98,11 @@ git_apply() { GIT_CEILING_DIRECTORIES=$WORK git -C "$TREE" apply --whitespace=no
 catching_test() {
   local log=$1 first=$2 cases=$3 test
   builds "$log" "$first" || return 2
-  passes "$log" "$first" "$cases" || { echo "$first"; return 0; }
+  passes "$log" "$first" "$cases" || { echo "$first${cases:+ $cases}"; return 0; }
+  [[ -z $cases ]] || passes "$log" "$first" || { echo "$first"; return 0; }
   builds "$log" "${TESTS[@]}" || return 2
-  for test in "$first" "${TESTS[@]}"; do
-    passes "$log" "$test" || { echo "$test"; return 0; }
+  for test in "${TESTS[@]}"; do
+    [[ $test == "$first" ]] || passes "$log" "$test" || { echo "$test"; return 0; }
   done
   return 1
 }
@@ -122,7 +123,7 @@ is_sound() {
 
 # try_mutation NAME: prints its line; 1 unless it was caught.
 try_mutation() {
-  local patch=$PATCHES/$1.patch log=$WORK/$1.log first cases test status start=$SECONDS result
+  local patch=$PATCHES/$1.patch log=$WORK/$1.log first cases test result status start=$SECONDS
   read -r first cases <<< "$(first_of "$1")"
   git_apply "$patch" > "$log" 2>&1 || fail "$1 does not apply: $(< "$log")"
   test=$(catching_test "$log" "$first" "$cases")
@@ -131,8 +132,8 @@ try_mutation() {
   case $status in
     0)
       result="caught by $test ($((SECONDS - start)) s)"
-      if [[ $test != "$first" ]]; then  # The first ones were tried before.
-        result=$(is_sound "$test") && result="caught by $test, not by its first test" || status=1
+      if [[ $test != "$(first_of "$1")" ]]; then  # Those were tried before.
+        result=$(is_sound "$test") && result="caught by $test: name it first" || status=1
       fi
       ;;
     1) result="SURVIVED: $(sed -n '1s/^# //p' "$patch") See $log" ;;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Breaks the CUDA and NCCL code on purpose, a copy of it, and shows which test notices.
 #
-#   tests/cudahost/mutate.sh                every mutation
+#   tests/cudahost/mutate.sh                every mutation: each takes about 10 s of a processor
 #   tests/cudahost/mutate.sh --random N     N of them, drawn anew each time
 #   tests/cudahost/mutate.sh NAME...        those, by the names of their patches
 #

@@ -120,7 +120,12 @@ absl::Status GatherOnce(Communicator& host, DeviceCommunicator& comm, const std:
   const std::span<float> mine = all.subspan(static_cast<size_t>(comm.rank()) * 8, 8);
   const auto work =
       comm.StartAllGather(std::as_bytes(mine), std::as_writable_bytes(all), name, memory.stream());
-  return work.ok() ? (*work)->Wait() : work.status();
+  if (!work.ok()) return work.status();
+  const absl::Status waited = (*work)->Wait();
+  if (waited.ok()) {
+    EXPECT_EQ(cudaStreamQuery(memory.stream()), cudaSuccess) << name << " goes on";
+  }
+  return waited;
 }
 
 TEST_F(NcclCommunicatorTest, AnAsynchronousErrorNamesRankBucketAndWhatWasDoneLast) {

@@ -74,7 +74,8 @@ struct StepArgs {
   const quant::CodeTable* tables[kMaxStates] = {};
 };
 
-/// Empty when the types, roundings and pointers of `args` fit together, else what does not.
+/// Empty when the types, roundings, pointers and schedules of `args` fit together, else what does
+/// not. Whether hyper-parameters are in their range is for the caller to know.
 std::string StepArgsFault(const StepArgs& args);
 
 /// Updates parameters and state in place. Runs must not overlap.

@@ -100,6 +100,8 @@ absl::Status TensorGroups::SetHyper(const OptimizerSettings& settings) {
     return core::ConfigError("max_unorm: this optimizer's update has no norm to limit; want 0");
   if (hyper_.beta3_steps > 0 && !(hyper_.beta1 > 0))
     return core::ConfigError("beta1: got 0, but beta3 is to grow from it; want above 0");
+  if (hyper_.beta3_steps > 0 && !(hyper_.beta3 > 0))
+    return core::ConfigError("beta3: got 0, but it is to grow from beta1; want above 0");
   return absl::OkStatus();
 }
 

@@ -19,7 +19,8 @@ struct StepHyper {
   double beta3 = 0.9999;  ///< Of the slow average; where `beta3_steps` warms it up, the last value.
   double alpha = 5;       ///< Weight of the slow average; the last value likewise.
   int64_t alpha_steps = 0;  ///< Steps over which alpha grows from 0; 0: no warm-up.
-  int64_t beta3_steps = 0;  ///< Steps over which beta3 grows from beta1; 0: no warm-up.
+  /// Steps over which beta3 grows from beta1, both above 0; 0: no warm-up.
+  int64_t beta3_steps = 0;
 };
 
 /// What a rule's hyper-parameters are where a user gives none: bitsandbytes' values.

@@ -7,13 +7,17 @@
 
 namespace bitshard::optim {
 
+/// Nothing here checks that values are in range: the trainer's configuration and BlockwiseOptions
+/// do, with messages.
 struct StepHyper {
-  int64_t step = 1;  ///< From 1.
-  double learning_rate = 1e-3;
-  double beta1 = 0.9;  ///< SGD and LARS: the momentum. RMSprop: the smoothing constant alpha.
+  int64_t step = 1;             ///< From 1.
+  double learning_rate = 1e-3;  ///< At least 0.
+  /// Decay of the first average in a step, in [0, 1), as beta2 and beta3 are of theirs. SGD and
+  /// LARS: the momentum. RMSprop: the smoothing constant alpha.
+  double beta1 = 0.9;
   double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 0;
+  double eps = 1e-8;          ///< At least 0; added where docs/numerics.md says for the rule.
+  double weight_decay = 0;    ///< At least 0; L2 or decoupled as the rule has it.
   double gradient_scale = 1;  ///< Multiplies every gradient before the rule sees it.
   // AdEMAMix.
   double beta3 = 0.9999;  ///< Of the slow average; where `beta3_steps` warms it up, the last value.

@@ -166,12 +166,13 @@ TEST(Archive, IsRefusedWhereAStateIsNotWhole) {
               HasSubstr("the archive's master weights are not float32 [4800]"));
 }
 
-TEST(Archive, IsRefusedWithOptionsOutOfRange) {
+// What loading says of an archive, written by hand, of an AdamW with one parameter and no state.
+std::string ErrorOfWritten(const char* format, double rate) {
   torch::serialize::OutputArchive out, group, options;
-  AdamWOptions(-1).serialize(options);
+  AdamWOptions(rate).serialize(options);
   group.write("options", options);
   group.write("parameters", c10::IValue(int64_t{1}));
-  out.write("format", c10::IValue("bitshard.optim.1"));
+  out.write("format", c10::IValue(format));
   out.write("algorithm", c10::IValue("AdamW"));
   out.write("groups", c10::IValue(int64_t{1}));
   out.write("group0", group);
@@ -180,14 +181,22 @@ TEST(Archive, IsRefusedWithOptionsOutOfRange) {
   torch::serialize::InputArchive in;
   in.load_from(file);
   AdamW optimizer(std::vector<Tensor>{torch::zeros({3})}, AdamWOptions(1e-3));
-  std::string error = "no error";
   try {
     optimizer.load(in);
   } catch (const c10::Error& thrown) {
-    error = thrown.what_without_backtrace();
+    EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), 1e-3);
+    return thrown.what_without_backtrace();
   }
-  EXPECT_THAT(error, HasSubstr("AdamW: group 0 of the archive: lr: got -1"));
-  EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), 1e-3);
+  EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), rate);
+  return "no error";
+}
+
+TEST(Archive, IsRefusedOfAnotherFormatOrWithOptionsOutOfRange) {
+  EXPECT_EQ(ErrorOfWritten("bitshard.optim.1", 0.5), "no error");
+  EXPECT_THAT(ErrorOfWritten("bitshard.optim.0", 0.5),
+              HasSubstr("the archive holds no optimizer of this bitshard"));
+  EXPECT_THAT(ErrorOfWritten("bitshard.optim.1", -1),
+              HasSubstr("AdamW: group 0 of the archive: lr: got -1"));
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ struct Twin {
   Tensor beside;
   Tensor alone;
   torch::ScalarType gradient_type;
-  int64_t first_step;  // Before, it has no gradient.
+  int64_t without;  // The step in which it has no gradient; -1: none.
 };
 
 // `change`: called with each optimizer before step 1 (from 0).
@@ -44,8 +44,8 @@ void ExpectEachAsIfAlone(std::vector<Twin> twins, const Options& options, Change
   optimizers.push_back(std::make_unique<Optimizer>(parameters, options));
   for (int64_t step = 0; step < 3; ++step) {
     for (Twin& twin : twins) {
-      if (step < twin.first_step) continue;
-      twin.beside.mutable_grad() = torch::randn_like(twin.beside).to(twin.gradient_type);
+      twin.beside.mutable_grad() =
+          step == twin.without ? Tensor() : torch::randn_like(twin.beside).to(twin.gradient_type);
       twin.alone.mutable_grad() = twin.beside.grad();
     }
     for (const auto& optimizer : optimizers) {
@@ -60,9 +60,9 @@ void ExpectEachAsIfAlone(std::vector<Twin> twins, const Options& options, Change
 }
 
 Twin MakeTwin(int64_t n, torch::ScalarType type, torch::ScalarType gradient_type,
-              int64_t first_step = 0) {
+              int64_t without = -1) {
   Tensor p = Parameter(n, static_cast<uint64_t>(n), type);
-  return {p, CopyOf(p), gradient_type, first_step};
+  return {p, CopyOf(p), gradient_type, without};
 }
 
 std::vector<Twin> OfAllTypes() {
@@ -71,7 +71,8 @@ std::vector<Twin> OfAllTypes() {
           MakeTwin(301, torch::kBFloat16, torch::kBFloat16),
           MakeTwin(302, torch::kHalf, torch::kFloat),
           MakeTwin(303, torch::kFloat, torch::kBFloat16),
-          MakeTwin(304, torch::kFloat, torch::kFloat, /*first_step=*/1),
+          MakeTwin(304, torch::kFloat, torch::kFloat, /*without=*/0),
+          MakeTwin(305, torch::kFloat, torch::kFloat, /*without=*/1),
           MakeTwin(900, torch::kFloat, torch::kFloat)};
 }
 
@@ -93,15 +94,17 @@ TEST(OptimizerBatch, KeepsMasterWeightsWhereOthersAreRoundedAtRandom) {
   Tensor wide = first.detach().to(torch::kFloat).requires_grad_(true);
   AdamW optimizer(std::vector<Tensor>{first, second}, AdamWOptions(1e-2).master_weights(true));
   AdamW reference(std::vector<Tensor>{wide}, AdamWOptions(1e-2));
-  for (int step = 0; step < 2; ++step) {
+  const Tensor none;
+  for (int step = 0; step < 3; ++step) {
     if (step == 1) {
-      second.mutable_grad() = torch::ones({301}, torch::kBFloat16);
       static_cast<AdamWOptions&>(optimizer.param_groups()[0].options())
           .master_weights(false)
           .stochastic_rounding(true);
     }
-    first.mutable_grad() = torch::randn({300}).to(torch::kBFloat16);
-    wide.mutable_grad() = first.grad().to(torch::kFloat);
+    // In the last step both are at their second one.
+    second.mutable_grad() = step == 0 ? none : torch::ones({301}, torch::kBFloat16);
+    first.mutable_grad() = step == 1 ? none : torch::randn({300}).to(torch::kBFloat16);
+    wide.mutable_grad() = step == 1 ? none : first.grad().to(torch::kFloat);
     optimizer.step();
     reference.step();
     EXPECT_TRUE(torch::equal(first.detach(), wide.detach().to(torch::kBFloat16)));

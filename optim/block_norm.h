@@ -1,5 +1,6 @@
 // Norms from what each block adds to them, in an order that does not depend on which rank owns
 // which blocks. In all of them parts[r] has rank r's blocks, in the order of shards.RunsOf(r).
+// Threads: functions of their arguments; safe.
 #ifndef BITSHARD_OPTIM_BLOCK_NORM_H_
 #define BITSHARD_OPTIM_BLOCK_NORM_H_
 

@@ -2,10 +2,13 @@
 // rank's blocks. What ShardedOptimizer does between its collectives, with device pointers and in
 // stream order; the same bits.
 //
-//   BITSHARD_ASSIGN_OR_RETURN(auto shard, optim::DeviceShard::Create(layout, shards, rank,
-//   options)); BITSHARD_RETURN_IF_ERROR(shard->Step({.parameters = arena, .gradients = gradients,
-//                                         .moment = {.step = 1, .learning_rate = 1e-3}},
-//                                        [](int64_t) { return absl::OkStatus(); }));
+//   BITSHARD_ASSIGN_OR_RETURN(
+//       auto shard, optim::DeviceShard::Create(layout, shards, rank, options));
+//   BITSHARD_RETURN_IF_ERROR(
+//       shard->Step({.parameters = arena,
+//                    .gradients = gradients,
+//                    .moment = {.step = 1, .learning_rate = 1e-3}},
+//                   [](int64_t) { return absl::OkStatus(); }));
 //
 // Built only with BITSHARD_CUDA.
 #ifndef BITSHARD_OPTIM_DEVICE_SHARD_H_

@@ -1,8 +1,8 @@
 // The sums of squares under a gradient's norm, on the device: the same bits as
 // optim::SumSquaresByBlock.
 //
-//   BITSHARD_RETURN_IF_ERROR(optim::SumSquaresByBlockCuda({.x = gradient, .elems = n, .out =
-//   squares, .stream = s}));
+//   BITSHARD_RETURN_IF_ERROR(optim::SumSquaresByBlockCuda(
+//       {.x = gradient, .elems = n, .out = squares, .stream = s}));
 //
 // What remains is for the host, which has to know the norm before it steps: copy the sums to it,
 // add those of a tensor in index order, and give the clip factor to the step as

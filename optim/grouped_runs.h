@@ -19,8 +19,9 @@ namespace bitshard::optim {
 
 /// Pointers to host or device memory.
 struct RunSource {
-  float* parameters = nullptr;       ///< The whole arena.
-  const float* gradients = nullptr;  ///< This rank's blocks.
+  float* parameters = nullptr;  ///< The whole arena, float32 [layout.padded_elems()].
+  /// This rank's blocks, float32, in the order of shards.RunsOf(rank).
+  const float* gradients = nullptr;
   /// UpdateScale of each tensor; empty: 1.
   std::span<const double> update_scales;
 };

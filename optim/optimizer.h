@@ -11,8 +11,9 @@
 // CPU tensors, float32, bfloat16 or float16, gradients of any of the three; parameters may lie
 // anywhere: those of a group are stepped in one pass over a block table. Arithmetic:
 // docs/numerics.md. What is as in torch::optim and what is not: docs/libtorch.md. Threads: as
-// torch's optimizers, one thread calls step. Errors are thrown as c10::Error, as LibTorch does; a
-// step that throws has changed no parameter and no state.
+// torch's optimizers, one thread at a time uses one; a step runs on core::NumThreads()
+// OpenMP threads, with the same bits for any number of them. Errors are thrown as c10::Error, as
+// LibTorch does; a step that throws has changed no parameter and no state.
 #ifndef BITSHARD_OPTIM_OPTIMIZER_H_
 #define BITSHARD_OPTIM_OPTIMIZER_H_
 
@@ -59,10 +60,17 @@ struct OptimizerState : public torch::optim::OptimizerCloneableParamState<Optimi
 /// What the optimizers share; not used by itself.
 class BlockwiseOptimizer : public torch::optim::Optimizer {
  public:
-  /// Steps every parameter that has a gradient.
+  /// Steps every parameter that has a gradient. `closure` is called first, with gradients on.
+  /// Returns what it returned; an undefined tensor without one.
+  /// Errors: c10::Error - a parameter or gradient that is sparse, not on the CPU, of another type
+  /// or shape, or overlaps itself; options out of range; state of another number of elements. Each
+  /// names group and parameter.
   torch::Tensor step(LossClosure closure = nullptr) override;
-  /// For torch::save and torch::load: options and state by group and place in it. load checks
-  /// everything before it changes anything.
+  /// For torch::save and torch::load: options and state by group and place in it; the parameters
+  /// are the model's to save. load replaces all options and all state, and checks everything
+  /// before it changes anything.
+  /// Errors: c10::Error - an archive of another optimizer, algorithm, number of groups or
+  /// parameters, or with state that does not fit its parameter.
   void save(torch::serialize::OutputArchive& archive) const override;
   void load(torch::serialize::InputArchive& archive) override;
   /// How many tensors and elements have what state, and its bytes, in one line. Parameters that
@@ -81,7 +89,9 @@ class BlockwiseOptimizer : public torch::optim::Optimizer {
   Algorithm algorithm_;
 };
 
-/// The constructors that torch's optimizers have.
+/// The constructors that torch's optimizers have. Parameters are shared, not copied; they must be
+/// leaves, and what they are is looked at in each step. `options` are those of groups that bring
+/// none. Errors: c10::Error - options out of range, or of another class.
 template <class Options>
 class OptimizerOf : public BlockwiseOptimizer {
  public:

@@ -1,34 +1,25 @@
 #include "optim/param_groups.h"
 
-#include <fnmatch.h>
-
 #include <map>
 #include <memory>
 #include <utility>
 
-#include "core/error.h"
+#include "optim/name_pattern.h"
 
 namespace bitshard::optim {
 namespace {
 
 using NamedTensors = torch::OrderedDict<std::string, torch::Tensor>;
 
-bool Matches(const ParameterOverride& wanted, const std::string& name) {
-  return fnmatch(wanted.pattern.c_str(), name.c_str(), FNM_NOESCAPE) == 0;
-}
-
-void CheckOverride(const ParameterOverride& wanted, const NamedTensors& named) {
+// The places in `names` that the pattern matches.
+std::vector<size_t> PlacesOf(const ParameterOverride& wanted,
+                             const std::vector<std::string>& names) {
   TORCH_CHECK(wanted.lr || wanted.weight_decay || wanted.bits || wanted.block_size,
               "ParamGroups: the pattern \"", wanted.pattern, "\" comes without a value");
-  std::vector<std::string> names;
-  for (const auto& item : named) {
-    if (Matches(wanted, item.key())) return;
-    names.push_back(item.key());
-  }
-  const std::string nearest = core::Nearest(wanted.pattern, names);
-  TORCH_CHECK(false, "ParamGroups: the pattern \"", wanted.pattern, "\" matches none of ",
-              names.size(), " parameters",
-              nearest.empty() ? "" : "; did you mean " + nearest + "?");
+  PatternMatches found = MatchNames(wanted.pattern, names);
+  TORCH_CHECK(!found.places.empty(), "ParamGroups: the pattern \"", wanted.pattern, "\" ",
+              NoMatchFault(found));
+  return std::move(found.places);
 }
 
 void Apply(const ParameterOverride& wanted, OptionValues* values) {
@@ -43,24 +34,24 @@ void Apply(const ParameterOverride& wanted, OptionValues* values) {
 std::vector<torch::optim::OptimizerParamGroup> ParamGroups(
     const NamedTensors& named, const BlockwiseOptions& options,
     const std::vector<ParameterOverride>& overrides) {
-  for (const ParameterOverride& wanted : overrides) CheckOverride(wanted, named);
+  std::vector<std::vector<bool>> matching(named.size(), std::vector<bool>(overrides.size()));
+  for (size_t o = 0; o < overrides.size(); ++o) {
+    for (const size_t place : PlacesOf(overrides[o], named.keys())) matching[place][o] = true;
+  }
   std::vector<torch::optim::OptimizerParamGroup> groups;
   std::map<std::vector<bool>, size_t> group_of;  // By which of the overrides match.
-  for (const auto& item : named) {
-    std::vector<bool> matching;
-    for (const ParameterOverride& wanted : overrides)
-      matching.push_back(Matches(wanted, item.key()));
-    const auto [it, is_new] = group_of.emplace(matching, groups.size());
+  for (size_t place = 0; place < named.size(); ++place) {
+    const auto [it, is_new] = group_of.emplace(matching[place], groups.size());
     if (is_new) {
       OptionValues values = options.values();
       for (size_t i = 0; i < overrides.size(); ++i) {
-        if (matching[i]) Apply(overrides[i], &values);
+        if (matching[place][i]) Apply(overrides[i], &values);
       }
       std::unique_ptr<torch::optim::OptimizerOptions> own = options.clone();
       static_cast<BlockwiseOptions&>(*own).set_values(values);
       groups.emplace_back(std::vector<torch::Tensor>(), std::move(own));
     }
-    groups[it->second].params().push_back(item.value());
+    groups[it->second].params().push_back(named[place].value());
   }
   return groups;
 }

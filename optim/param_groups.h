@@ -22,8 +22,7 @@
 namespace bitshard::optim {
 
 struct ParameterOverride {
-  /// Of the whole name, as a shell's: * is any text, dots too, ? one character, [ab] one of these.
-  std::string pattern;
+  std::string pattern;  ///< Of whole names: optim/name_pattern.h.
   std::optional<double> lr = {};
   std::optional<double> weight_decay = {};
   std::optional<int64_t> bits = {};
@@ -33,7 +32,9 @@ struct ParameterOverride {
 /// All of `named`: one group of `options` for the parameters that no pattern matches, and one for
 /// each combination of patterns that some parameter matches, in order of first appearance. Where
 /// several match, the last one that gives a value decides.
-/// Errors: c10::Error - a pattern that matches no name, or an override without a value.
+/// The parameters are those of `named`, not copies; they may be of any shape and type.
+/// Errors: c10::Error - a pattern that matches no name (with the nearest), or an override without a
+/// value. Values out of range are found out where an optimizer is made with the groups.
 std::vector<torch::optim::OptimizerParamGroup> ParamGroups(
     const torch::OrderedDict<std::string, torch::Tensor>& named, const BlockwiseOptions& options,
     const std::vector<ParameterOverride>& overrides);

@@ -74,12 +74,16 @@ struct StepArgs {
   const quant::CodeTable* tables[kMaxStates] = {};
 };
 
-/// Empty when the types, roundings and pointers of `args` fit together, else what does not.
+/// Empty when the types, roundings, pointers and schedules of `args` fit together, else what does
+/// not. Whether hyper-parameters are in their range is for the caller to know.
 std::string StepArgsFault(const StepArgs& args);
 
-/// Updates parameters and state in place. Runs must not overlap.
-/// Threads: uses core::NumThreads(); no temporary is larger than one block a thread. Non-finite
-/// gradients make the state of their block NaN: check the norm first.
+/// Updates parameters and state in place. Runs must not overlap; no runs, and runs without
+/// elements, are nothing to do.
+/// Threads: uses core::NumThreads(), the same bits with any number; no temporary is larger than one
+/// block a thread. Steps on other memory may run at the same time.
+/// Errors: none that can be returned. What StepArgsFault names is the caller's bug and aborts.
+/// Numerics: non-finite gradients make the state of their block NaN: check the norm first.
 void Step(const StepArgs& args);
 
 // --- norms: the pre-pass of max_unorm, LAMB and LARS, and the gradient's norm ---
@@ -91,7 +95,8 @@ struct BlockNorms {
 };
 
 /// out[b]: block b of all runs together. Changes nothing. The algorithm must have an update norm
-/// (HasUpdateNorm); update_scale is not read.
+/// (HasUpdateNorm); update_scale is not read. Shapes: out [sum of the runs' num_blocks()]. Threads
+/// and errors: as Step.
 void UpdateNorms(const StepArgs& args, std::span<BlockNorms> out);
 
 /// How far max_unorm shortens a tensor's update: min(1, max_unorm * |p| / |u|), rounded to float32;
@@ -100,9 +105,9 @@ void UpdateNorms(const StepArgs& args, std::span<BlockNorms> out);
 double UpdateScale(double max_unorm, const BlockNorms& norms);
 
 /// Sum of squares of a block of gradients in float64: a fixed pairwise tree over 256 elements,
-/// zeros after `elems`.
+/// zeros after `elems`, which is at most 256.
 double BlockSquares(const float* x, int64_t elems);
-/// out[b] = BlockSquares of block b of x [elems].
+/// out[b] = BlockSquares of block b of x [elems]. Shapes: out [ceil(elems / 256)].
 void SumSquaresByBlock(std::span<const float> x, std::span<double> out);
 
 }  // namespace bitshard::optim

@@ -1,9 +1,10 @@
 // The optimizer step on the device: optim::Step's arguments with device pointers, and the same
 // bits.
 //
-//   BITSHARD_ASSIGN_OR_RETURN(auto stepper, optim::CudaStepper::Create({.max_runs = 200, .stream =
-//   stream})); BITSHARD_RETURN_IF_ERROR(stepper->Step({.algorithm = optim::Algorithm::kAdamW,
-//   .hyper = ..., .runs = runs}));
+//   BITSHARD_ASSIGN_OR_RETURN(
+//       auto stepper, optim::CudaStepper::Create({.max_runs = 200, .stream = stream}));
+//   BITSHARD_RETURN_IF_ERROR(stepper->Step(
+//       {.algorithm = optim::Algorithm::kAdamW, .hyper = ..., .runs = runs}));
 //
 // One launch for all runs, however many tensors they are of: 8-bit and 32-bit state, with and
 // without master weights, aligned and not, side by side. Only whole blocks of 256 whose arrays are

@@ -1,11 +1,13 @@
 #include "optim/tensor_groups.h"
 
 #include <algorithm>
-#include <numeric>
+#include <span>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/error.h"
 #include "core/status_macros.h"
+#include "optim/name_pattern.h"
 
 namespace bitshard::optim {
 namespace {
@@ -41,46 +43,14 @@ absl::Status CheckValues(const TensorOverride& o) {
 
 // The tensors that the pattern matches.
 absl::StatusOr<std::vector<size_t>> MatchesOf(const TensorOverride& override,
-                                              const core::FlatLayout& layout) {
-  std::vector<size_t> matches;
-  int least = 0;
-  const core::FlatTensor* nearest = nullptr;
-  for (size_t i = 0; i < layout.tensors().size(); ++i) {
-    const core::FlatTensor& tensor = layout.tensors()[i];
-    const int distance = PatternDistance(override.pattern, tensor.name);
-    if (distance == 0) matches.push_back(i);
-    if (nearest != nullptr && distance >= least) continue;
-    least = distance;
-    nearest = &tensor;
-  }
-  if (!matches.empty() || nearest == nullptr) return matches;
-  return core::ConfigError(absl::StrCat(StartOf(override), "matches no tensor; the nearest is ",
-                                        core::Escaped(nearest->name),
-                                        " (* stands for any characters)"));
+                                              std::span<const std::string> names) {
+  PatternMatches found = MatchNames(override.pattern, names);
+  if (found.places.empty() && !names.empty())
+    return core::ConfigError(StartOf(override) + NoMatchFault(found));
+  return std::move(found.places);
 }
 
 }  // namespace
-
-int PatternDistance(const std::string& pattern, const std::string& name) {
-  // distance[j]: of the pattern's characters so far to the name's first j.
-  std::vector<int> distance(name.size() + 1);
-  std::iota(distance.begin(), distance.end(), 0);
-  for (const char c : pattern) {
-    int diagonal = distance[0];
-    distance[0] += c == '*' ? 0 : 1;
-    for (size_t j = 1; j < distance.size(); ++j) {
-      const int above = distance[j];
-      if (c == '*') {
-        distance[j] = std::min(above, distance[j - 1]);
-      } else {
-        const int change = c == '?' || c == name[j - 1] ? 0 : 1;
-        distance[j] = std::min({diagonal + change, above + 1, distance[j - 1] + 1});
-      }
-      diagonal = above;
-    }
-  }
-  return distance.back();
-}
 
 absl::Status TensorGroups::SetHyper(const OptimizerSettings& settings) {
   algorithm_ = settings.name.algorithm;
@@ -100,6 +70,8 @@ absl::Status TensorGroups::SetHyper(const OptimizerSettings& settings) {
     return core::ConfigError("max_unorm: this optimizer's update has no norm to limit; want 0");
   if (hyper_.beta3_steps > 0 && !(hyper_.beta1 > 0))
     return core::ConfigError("beta1: got 0, but beta3 is to grow from it; want above 0");
+  if (hyper_.beta3_steps > 0 && !(hyper_.beta3 > 0))
+    return core::ConfigError("beta3: got 0, but it is to grow from beta1; want above 0");
   return absl::OkStatus();
 }
 
@@ -122,7 +94,9 @@ absl::StatusOr<TensorGroups> TensorGroups::Create(const core::FlatLayout& layout
                                                   const OptimizerSettings& settings) {
   TensorGroups made;
   BITSHARD_RETURN_IF_ERROR(made.SetHyper(settings));
+  std::vector<std::string> names;
   for (const core::FlatTensor& tensor : layout.tensors()) {
+    names.push_back(tensor.name);
     const bool is_8bit = settings.name.bits == 8 && tensor.numel >= settings.min_8bit_size;
     made.forms_.push_back({.is_8bit = is_8bit});
   }
@@ -130,7 +104,7 @@ absl::StatusOr<TensorGroups> TensorGroups::Create(const core::FlatLayout& layout
   std::vector<std::vector<size_t>> matches;
   for (const TensorOverride& override : settings.overrides) {
     BITSHARD_RETURN_IF_ERROR(CheckValues(override));
-    BITSHARD_ASSIGN_OR_RETURN(const std::vector<size_t> matched, MatchesOf(override, layout));
+    BITSHARD_ASSIGN_OR_RETURN(const std::vector<size_t> matched, MatchesOf(override, names));
     for (const size_t i : matched) {
       Group& group = wanted[i];
       if (override.bits) made.forms_[i].is_8bit = *override.bits == 8;

@@ -25,8 +25,7 @@ namespace bitshard::optim {
 
 /// What is different for the tensors that a pattern names; what is not given stays.
 struct TensorOverride {
-  /// Of whole names: `*` stands for any characters, dots too, `?` for one.
-  std::string pattern;
+  std::string pattern;                         ///< Of whole names: optim/name_pattern.h.
   std::optional<int64_t> bits;                 ///< Of the state, 8 or 32, whatever its size.
   std::optional<int64_t> block_size;           ///< Elements that share an absmax: 64, 128 or 256.
   std::optional<double> learning_rate_factor;  ///< Multiplies the learning rate of each step.
@@ -86,7 +85,8 @@ class TensorGroups {
   int64_t GroupOf(int64_t tensor) const { return group_of_[static_cast<size_t>(tensor)]; }
   /// By tensor.
   const std::vector<StateForm>& forms() const { return forms_; }
-  /// Everything but the runs, for float32 parameters and gradients.
+  /// Everything but the runs, for float32 parameters and gradients. `group` is in [0,
+  /// num_groups()).
   StepArgs ArgsOf(int64_t group, const StepMoment& moment) const;
   /// 0 where there is no limit, so that no pre-pass is needed.
   double max_unorm() const { return max_unorm_; }
@@ -111,9 +111,6 @@ class TensorGroups {
   std::vector<int64_t> group_of_;  // By tensor.
   std::vector<StateForm> forms_;   // By tensor.
 };
-
-/// How many characters must change before `pattern` matches `name`; 0 where it does.
-int PatternDistance(const std::string& pattern, const std::string& name);
 
 }  // namespace bitshard::optim
 

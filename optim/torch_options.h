@@ -24,7 +24,7 @@ namespace bitshard::optim {
 /// Every value that options hold; an algorithm's class has names for those that mean something to
 /// it. What they mean is said there.
 struct OptionValues {
-  StepHyper hyper;
+  StepHyper hyper;  ///< But `step` and `gradient_scale`, which no option sets.
   double max_unorm = 0;
   int64_t bits = 8;
   int64_t min_8bit_size = 4096;
@@ -68,6 +68,7 @@ class BlockwiseOptions : public torch::optim::OptimizerOptions {
   const Type& name() const { return member; }     \
   Type& name() { return member; }
 
+// Decays of the first and the second average, each in [0, 1).
 #define BITSHARD_BETAS_OPTION(Self)                             \
   Self& betas(const std::tuple<double, double>& value) {        \
     std::tie(values_.hyper.beta1, values_.hyper.beta2) = value; \
@@ -79,7 +80,10 @@ class BlockwiseOptions : public torch::optim::OptimizerOptions {
 template <class Self>
 class CommonOptions : public BlockwiseOptions {
  public:
+  /// At least 0. What schedulers change.
   BITSHARD_OPTION(Self, double, lr, values_.hyper.learning_rate)
+  /// At least 0; how it enters is said at each class. L2: added to the gradient, times the
+  /// parameter. Decoupled: the parameter is multiplied by 1 - lr * weight_decay.
   BITSHARD_OPTION(Self, double, weight_decay, values_.hyper.weight_decay)
   /// Of the state: 8 or 32. A parameter's state is made in its first step and stays as it was made.
   BITSHARD_OPTION(Self, int64_t, bits, values_.bits)
@@ -93,6 +97,7 @@ class CommonOptions : public BlockwiseOptions {
   /// Rounds bfloat16 parameters up or down at random, right in the mean, keyed by seed, step and
   /// the parameter's number among all of the optimizer's. Not with master_weights.
   BITSHARD_OPTION(Self, bool, stochastic_rounding, values_.stochastic_rounding)
+  /// Of stochastic_rounding; nothing else is random.
   BITSHARD_OPTION(Self, int64_t, seed, values_.seed)
 
   std::unique_ptr<torch::optim::OptimizerOptions> clone() const override {
@@ -102,6 +107,9 @@ class CommonOptions : public BlockwiseOptions {
  protected:
   explicit CommonOptions(Algorithm algorithm) : BlockwiseOptions(algorithm) {}
 };
+
+// The defaults of each class stand above it. eps is at least 0 and stands beside the root of the
+// second average (docs/numerics.md); max_unorm is at least 0, and 0 is no limit.
 
 /// lr 1e-3, betas (0.9, 0.999), eps 1e-8, no decay. Decay is L2, added to the gradient, as in
 /// torch::optim::Adam, unless it is decoupled (bitsandbytes' Adam: that of AdamW).
@@ -140,7 +148,7 @@ class LAMBOptions : public CommonOptions<LAMBOptions> {
   BITSHARD_OPTION(LAMBOptions, double, max_unorm, values_.max_unorm)
 };
 
-/// momentum must be given and above 0, no decay, max_unorm 0.02; decay is L2.
+/// momentum must be given, above 0 and below 1; no decay, max_unorm 0.02; decay is L2.
 class LARSOptions : public CommonOptions<LARSOptions> {
  public:
   LARSOptions(double rate) : CommonOptions(Algorithm::kLars) { lr(rate).momentum(0); }  // NOLINT
@@ -148,8 +156,8 @@ class LARSOptions : public CommonOptions<LARSOptions> {
   BITSHARD_OPTION(LARSOptions, double, max_unorm, values_.max_unorm)
 };
 
-/// momentum must be given and above 0 (without it there is no state: torch::optim::SGD), no decay;
-/// decay is L2.
+/// momentum must be given, above 0 (without it there is no state: torch::optim::SGD) and below 1;
+/// no decay; decay is L2.
 class SGDOptions : public CommonOptions<SGDOptions> {
  public:
   SGDOptions(double rate) : CommonOptions(Algorithm::kSgd) { lr(rate).momentum(0); }  // NOLINT
@@ -157,7 +165,7 @@ class SGDOptions : public CommonOptions<SGDOptions> {
   BITSHARD_OPTION(SGDOptions, double, max_unorm, values_.max_unorm)
 };
 
-/// lr 1e-2, alpha 0.99, eps 1e-8, no decay; decay is L2.
+/// lr 1e-2, alpha (the smoothing constant, in [0, 1)) 0.99, eps 1e-8, no decay; decay is L2.
 class RMSpropOptions : public CommonOptions<RMSpropOptions> {
  public:
   RMSpropOptions(double rate = 1e-2) : CommonOptions(Algorithm::kRmsProp) { lr(rate); }  // NOLINT
@@ -173,7 +181,8 @@ class AdagradOptions : public CommonOptions<AdagradOptions> {
   BITSHARD_OPTION(AdagradOptions, double, eps, values_.hyper.eps)
 };
 
-/// lr 1e-3, betas (0.9, 0.999, 0.9999), alpha 5, eps 1e-8, decoupled decay 0.01.
+/// lr 1e-3, betas (0.9, 0.999, 0.9999) of the fast average, the square and the slow average, alpha
+/// (the slow average's weight) 5, eps 1e-8, decoupled decay 0.01.
 class AdEMAMixOptions : public CommonOptions<AdEMAMixOptions> {
  public:
   AdEMAMixOptions(double rate = 1e-3) : CommonOptions(Algorithm::kAdEmaMix) { lr(rate); }  // NOLINT
@@ -186,7 +195,8 @@ class AdEMAMixOptions : public CommonOptions<AdEMAMixOptions> {
   }
   BITSHARD_OPTION(AdEMAMixOptions, double, eps, values_.hyper.eps)
   BITSHARD_OPTION(AdEMAMixOptions, double, alpha, values_.hyper.alpha)
-  /// Steps over which alpha grows from 0 and beta3 from beta1; 0: they are what they are.
+  /// Steps over which alpha grows from 0 and beta3 from beta1 (both betas then above 0); 0: they
+  /// are what they are.
   BITSHARD_OPTION(AdEMAMixOptions, int64_t, t_alpha, values_.hyper.alpha_steps)
   BITSHARD_OPTION(AdEMAMixOptions, int64_t, t_beta3, values_.hyper.beta3_steps)
 };

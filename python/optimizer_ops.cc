@@ -130,39 +130,59 @@ void RunStep(const optim::StepArgs& args) {
   optim::Step(args);
 }
 
+// The scalars of both operators, in the order of their schemas.
+optim::StepHyper HyperOf(double beta1, double beta2, double beta3, double alpha, double eps,
+                         double weight_decay, int64_t step, double lr, double gnorm_scale) {
+  return {.step = step,
+          .learning_rate = lr,
+          .beta1 = beta1,
+          .beta2 = beta2,
+          .eps = eps,
+          .weight_decay = weight_decay,
+          .gradient_scale = gnorm_scale,
+          .beta3 = beta3,
+          .alpha = alpha};
+}
+
+// What both operators have beside state. `args` refers to `run`: not to be copied.
+struct Operands {
+  Operands(c10::string_view name, const Tensor& g, const Tensor& p, const optim::StepHyper& hyper)
+      : parameter(p, p.scalar_type(), p.numel(), "p"),
+        gradient(g, g.scalar_type(), p.numel(), "g"),
+        run{.parameter = parameter.data(), .gradient = gradient.data(), .elems = p.numel()},
+        args{.algorithm = AlgorithmOf(name),
+             .hyper = hyper,
+             .parameter_type = TypeOf(p, "p"),
+             .gradient_type = TypeOf(g, "g"),
+             .runs = {&run, 1}},
+        num_states(optim::NumStates(args.algorithm)) {}
+  Operands(const Operands&) = delete;
+  Operands& operator=(const Operands&) = delete;
+
+  InPlace parameter;
+  InPlace gradient;
+  optim::StepRun run;
+  optim::StepArgs args;
+  int num_states;
+};
+
 void Update32Bit(c10::string_view name, const Tensor& g, const Tensor& p, const Tensor& state1,
                  const MaybeTensor& state2, const MaybeTensor& unorm_vec, double max_unorm,
                  double param_norm, double beta1, double beta2, double beta3, double alpha,
                  double eps, double weight_decay, int64_t step, double lr, double gnorm_scale,
                  bool /*skip_zeros: as on bitsandbytes' CPU path, no element is skipped*/) {
   CountCall("optimizer_update_32bit");
-  const int64_t n = p.numel();
-  const optim::Algorithm algorithm = AlgorithmOf(name);
-  const int num_states = optim::NumStates(algorithm);
-  const InPlace parameter(p, p.scalar_type(), n, "p");
-  const InPlace gradient(g, g.scalar_type(), n, "g");
+  Operands of(name, g, p,
+              HyperOf(beta1, beta2, beta3, alpha, eps, weight_decay, step, lr, gnorm_scale));
+  const int64_t n = of.run.elems;
   const char* names[] = {"state1", "state2"};
-  const StateTensors states = MakeStates(num_states, at::kFloat, n, state1, state2, names);
-  optim::StepRun run{.parameter = parameter.data(), .gradient = gradient.data(), .elems = n};
-  for (int i = 0; i < num_states; ++i) run.states[i].values = StateData<float>(states, i, n);
-  const optim::StepArgs args{.algorithm = algorithm,
-                             .hyper = {.step = step,
-                                       .learning_rate = lr,
-                                       .beta1 = beta1,
-                                       .beta2 = beta2,
-                                       .eps = eps,
-                                       .weight_decay = weight_decay,
-                                       .gradient_scale = gnorm_scale,
-                                       .beta3 = beta3,
-                                       .alpha = alpha},
-                             .parameter_type = TypeOf(p, "p"),
-                             .gradient_type = TypeOf(g, "g"),
-                             .runs = {&run, 1}};
+  const StateTensors states = MakeStates(of.num_states, at::kFloat, n, state1, state2, names);
+  for (int i = 0; i < of.num_states; ++i) of.run.states[i].values = StateData<float>(states, i, n);
   double update_squares = 0;
-  LimitUpdate(max_unorm, param_norm, args, run, &update_squares);
+  LimitUpdate(max_unorm, param_norm, of.args, of.run, &update_squares);
   if (max_unorm > 0 && unorm_vec.has_value()) unorm_vec->fill_(update_squares);
-  RunStep(args);
-  parameter.CopyBack();
+  RunStep(of.args);
+  of.parameter.CopyBack();
   CopyBack(states);
 }
 
@@ -172,45 +192,28 @@ void Update8Bit(c10::string_view name, const Tensor& g, const Tensor& p, const T
                 const Tensor& absmax1, const MaybeTensor& absmax2, double weight_decay,
                 double gnorm_scale, bool /*skip_zeros*/) {
   CountCall("optimizer_update_8bit_blockwise");
-  const int64_t n = p.numel();
-  const optim::Algorithm algorithm = AlgorithmOf(name);
-  const int num_states = optim::NumStates(algorithm);
-  const InPlace parameter(p, p.scalar_type(), n, "p");
-  const InPlace gradient(g, g.scalar_type(), n, "g");
+  Operands of(name, g, p,
+              HyperOf(beta1, beta2, beta3, alpha, eps, weight_decay, step, lr, gnorm_scale));
+  const int64_t n = of.run.elems, blocks = of.run.num_blocks();
   const char* code_names[] = {"state1", "state2"};
   const char* scale_names[] = {"absmax1", "absmax2"};
-  optim::StepRun run{.parameter = parameter.data(), .gradient = gradient.data(), .elems = n};
-  const int64_t blocks = run.num_blocks();
-  const StateTensors codes = MakeStates(num_states, at::kByte, n, state1, state2, code_names);
+  const StateTensors codes = MakeStates(of.num_states, at::kByte, n, state1, state2, code_names);
   const StateTensors scales =
-      MakeStates(num_states, at::kFloat, blocks, absmax1, absmax2, scale_names);
-  TORCH_CHECK(num_states == 1 || qmap2.has_value(), "qmap2 is missing");
+      MakeStates(of.num_states, at::kFloat, blocks, absmax1, absmax2, scale_names);
+  TORCH_CHECK(of.num_states == 1 || qmap2.has_value(), "qmap2 is missing");
   const Table table1(qmap1, quant::SignedDynamicTable());
-  const Table table2(num_states == 1 ? qmap1 : *qmap2, quant::UnsignedDynamicTable());
-  optim::StepArgs args{.algorithm = algorithm,
-                       .hyper = {.step = step,
-                                 .learning_rate = lr,
-                                 .beta1 = beta1,
-                                 .beta2 = beta2,
-                                 .eps = eps,
-                                 .weight_decay = weight_decay,
-                                 .gradient_scale = gnorm_scale,
-                                 .beta3 = beta3,
-                                 .alpha = alpha},
-                       .parameter_type = TypeOf(p, "p"),
-                       .gradient_type = TypeOf(g, "g"),
-                       .runs = {&run, 1}};
-  for (int i = 0; i < num_states; ++i) {
-    run.states[i].codes = StateData<uint8_t>(codes, i, n);
-    run.states[i].absmax = StateData<float>(scales, i, blocks);
-    args.tables[i] = optim::IsSignedState(i) ? table1.get() : table2.get();
+  const Table table2(of.num_states == 1 ? qmap1 : *qmap2, quant::UnsignedDynamicTable());
+  for (int i = 0; i < of.num_states; ++i) {
+    of.run.states[i].codes = StateData<uint8_t>(codes, i, n);
+    of.run.states[i].absmax = StateData<float>(scales, i, blocks);
+    of.args.tables[i] = optim::IsSignedState(i) ? table1.get() : table2.get();
   }
   // bitsandbytes' operator has no max_unorm: LAMB and LARS, which are nothing without it, get their
   // classes' default.
   double update_squares = 0;
-  LimitUpdate(optim::DefaultsOf(algorithm).max_unorm, -1, args, run, &update_squares);
-  RunStep(args);
-  parameter.CopyBack();
+  LimitUpdate(optim::DefaultsOf(of.args.algorithm).max_unorm, -1, of.args, of.run, &update_squares);
+  RunStep(of.args);
+  of.parameter.CopyBack();
   CopyBack(codes);
   CopyBack(scales);
 }

@@ -1,13 +1,14 @@
 """Makes bitshard's wheel: the build backend that pip calls (PEP 517), with nothing but Python's own library.
 
-    pip wheel python/                                         # builds the library with CMake first
-    pip wheel python/ --config-settings library=build/cpu/python/libbitshard_python.so
+    pip wheel python/ --no-deps                               # builds the library with CMake first
+    pip wheel python/ --no-deps --config-settings library=build/cpu/python/libbitshard_python.so
 
 The wheel depends on the machine (Debian's libhwy and libabsl) and on torch's minor version, not on Python's.
 """
 
 import base64
 import hashlib
+import os
 import pathlib
 import re
 import shutil
@@ -30,14 +31,20 @@ def _version() -> str:
     return re.search(r"^project\(bitshard VERSION ([\d.]+)", (ROOT / "CMakeLists.txt").read_text(), re.M).group(1)
 
 
-def _build_library() -> pathlib.Path:
+def _run_cmake(*args: str) -> None:
+    """Without what pip sets for an isolated build: it hides the packages of every Python, and CMake's wheel is one."""
     in_tree = ROOT / ".deps" / "venv" / "bin" / "cmake"
     cmake = str(in_tree) if in_tree.exists() else shutil.which("cmake")
     if cmake is None:
         raise RuntimeError("cmake not found: run launch/setup.sh, or name a built library with "
                            f"--config-settings library=PATH/{LIBRARY}")
-    subprocess.run([cmake, "--preset", "cpu"], cwd=ROOT, check=True)
-    subprocess.run([cmake, "--build", "build/cpu", "--target", "bitshard_python"], cwd=ROOT, check=True)
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+    subprocess.run([cmake, *args], cwd=ROOT, env=env, check=True)
+
+
+def _build_library() -> pathlib.Path:
+    _run_cmake("--preset", "cpu")
+    _run_cmake("--build", "build/cpu", "--target", "bitshard_python")
     return ROOT / "build" / "cpu" / "python" / LIBRARY
 
 

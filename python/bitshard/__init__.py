@@ -16,7 +16,7 @@ from ._built_for import TORCH
 
 if ".".join(torch.__version__.split(".")[:2]) != TORCH:
     raise ImportError(f"this bitshard was built for torch {TORCH}, and torch is {torch.__version__}: "
-                      "build the wheel again (pip wheel python/)")
+                      "build the wheel again (pip wheel python/ --no-deps)")
 torch.ops.load_library(str(pathlib.Path(__file__).with_name("libbitshard_python.so")))
 
 from . import _operators  # noqa: E402, F401: gives the operators their shapes and derivatives

@@ -4,12 +4,15 @@ It makes bitshard's kernels those of bitsandbytes' operators for the CPU. In the
 also changes what bitsandbytes computes past its operators: see _patch.
 """
 
+import functools
 import importlib.metadata
 import logging
 
 import torch
 
 import bitshard
+
+from . import state_layouts
 
 TESTED_VERSIONS = ("0.50.2",)
 
@@ -42,6 +45,7 @@ def register() -> None:
 
 
 def _patch() -> None:
+    import bitsandbytes.optim.optimizer
     from bitsandbytes.autograd import _functions
     from bitsandbytes.nn import modules
 
@@ -51,6 +55,20 @@ def _patch() -> None:
     # A module that was pickled with its answer to that question asks no more.
     modules._convert_weight_packed_for_cpu = lambda weight, quant_state, block_n=32: (weight, quant_state)
     _functions.MatMul8bitFp = _MatMul8bitFor(_functions.MatMul8bitFp)
+    optimizer = bitsandbytes.optim.optimizer.Optimizer8bit
+    optimizer.load_state_dict = _loads_old_layouts(optimizer.load_state_dict)
+
+
+def _loads_old_layouts(load_state_dict):
+    """bitsandbytes takes states of earlier versions as if they had the blocks of this one."""
+
+    @functools.wraps(load_state_dict)
+    def load(self, state_dict, move_to_device=True):
+        if all(p.device.type == "cpu" for group in self.param_groups for p in group["params"]):
+            state_dict = state_layouts.upgraded(state_dict)
+        return load_state_dict(self, state_dict, move_to_device)
+
+    return load
 
 
 class _MatMul8bitFor:

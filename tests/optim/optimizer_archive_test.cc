@@ -125,5 +125,79 @@ TEST(Archive, IsRefusedWhereItDoesNotFitAndChangesNothing) {
   EXPECT_EQ(LoadError(optimizer, optimizer), "no error");
 }
 
+TEST(Archive, OfAnOptimizerWithoutStateLeavesNone) {
+  const std::vector<Tensor> parameters = Parameters();
+  AdamW fresh(parameters, AdamWOptions(7.0)), optimizer(parameters, AdamWOptions(1e-3));
+  StepWith(optimizer, parameters, 1);
+  EXPECT_EQ(LoadError(fresh, optimizer), "no error");
+  EXPECT_TRUE(optimizer.state().empty());
+  EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), 7.0);
+}
+
+// What loading says of an archive in which the state of a parameter was changed by `change`.
+template <class Change>
+std::string ErrorOfChanged(size_t parameter, Change&& change) {
+  const std::vector<Tensor> parameters = Parameters();
+  AdamW saved(parameters, AdamWOptions(1e-3)), optimizer(parameters, AdamWOptions(1e-3));
+  StepWith(saved, parameters, 1);
+  change(
+      static_cast<OptimizerState&>(*saved.state().at(parameters[parameter].unsafeGetTensorImpl())));
+  const std::string error = LoadError(saved, optimizer);
+  EXPECT_TRUE(error == "no error" || optimizer.state().empty());
+  return error;
+}
+
+TEST(Archive, IsRefusedWhereAStateIsNotWhole) {
+  EXPECT_EQ(ErrorOfChanged(0, [](OptimizerState&) {}), "no error");
+  EXPECT_THAT(ErrorOfChanged(0, [](OptimizerState& s) { s.block_size(100); }),
+              HasSubstr("parameter 0 of group 0: blocks of 100 elements in the archive"));
+  EXPECT_THAT(ErrorOfChanged(0, [](OptimizerState& s) { s.step(-1); }), HasSubstr("step -1"));
+  EXPECT_THAT(ErrorOfChanged(0, [](OptimizerState& s) { s.state2(Tensor()); }),
+              HasSubstr("state 2 is not what the rule needs"));
+  EXPECT_THAT(ErrorOfChanged(0, [](OptimizerState& s) { s.state2(torch::zeros({5000})); }),
+              HasSubstr("state 2 is not"));
+  EXPECT_THAT(ErrorOfChanged(0, [](OptimizerState& s) { s.absmax1(torch::zeros({19})); }),
+              HasSubstr("state 1 is not"));
+  EXPECT_THAT(ErrorOfChanged(0, [](OptimizerState& s) { s.state3(s.state1()); }),
+              HasSubstr("state 3 is not"));
+  EXPECT_THAT(ErrorOfChanged(2, [](OptimizerState& s) { s.absmax2(torch::zeros({1})); }),
+              HasSubstr("parameter 2 of group 0: the archive's state 2 is not"));
+  EXPECT_THAT(ErrorOfChanged(1, [](OptimizerState& s) { s.master(torch::zeros({3})); }),
+              HasSubstr("the archive's master weights are not float32 [4800]"));
+}
+
+// What loading says of an archive, written by hand, of an AdamW with one parameter and no state.
+std::string ErrorOfWritten(const char* format, double rate) {
+  torch::serialize::OutputArchive out, group, options;
+  AdamWOptions(rate).serialize(options);
+  group.write("options", options);
+  group.write("parameters", c10::IValue(int64_t{1}));
+  out.write("format", c10::IValue(format));
+  out.write("algorithm", c10::IValue("AdamW"));
+  out.write("groups", c10::IValue(int64_t{1}));
+  out.write("group0", group);
+  std::stringstream file;
+  out.save_to(file);
+  torch::serialize::InputArchive in;
+  in.load_from(file);
+  AdamW optimizer(std::vector<Tensor>{torch::zeros({3})}, AdamWOptions(1e-3));
+  try {
+    optimizer.load(in);
+  } catch (const c10::Error& thrown) {
+    EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), 1e-3);
+    return thrown.what_without_backtrace();
+  }
+  EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), rate);
+  return "no error";
+}
+
+TEST(Archive, IsRefusedOfAnotherFormatOrWithOptionsOutOfRange) {
+  EXPECT_EQ(ErrorOfWritten("bitshard.optim.1", 0.5), "no error");
+  EXPECT_THAT(ErrorOfWritten("bitshard.optim.0", 0.5),
+              HasSubstr("the archive holds no optimizer of this bitshard"));
+  EXPECT_THAT(ErrorOfWritten("bitshard.optim.1", -1),
+              HasSubstr("AdamW: group 0 of the archive: lr: got -1"));
+}
+
 }  // namespace
 }  // namespace bitshard::optim

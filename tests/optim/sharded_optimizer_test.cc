@@ -349,21 +349,50 @@ TEST(TensorGroups, RefuseOverridesThatMeanNothing) {
   EXPECT_THAT(refusal({.pattern = "*"}), HasSubstr("changes nothing"));
   EXPECT_THAT(refusal({.pattern = "*", .bits = 4}), HasSubstr("bits: got 4, want 8 or 32"));
   EXPECT_THAT(refusal({.pattern = "*", .block_size = 32}), HasSubstr("want 64, 128 or 256"));
+  EXPECT_THAT(refusal({.pattern = "*", .learning_rate_factor = -1}), HasSubstr("got -1 times"));
+  EXPECT_THAT(refusal({.pattern = "*", .weight_decay = -1}),
+              HasSubstr("weight_decay: got -1, want at least 0"));
   EXPECT_THAT(refusal({.pattern = "*norm", .block_size = 64}), HasSubstr("32-bit state"));
   EXPECT_EQ(refusal({.pattern = "*norm", .bits = 8, .block_size = 64}), "accepted");
-  const auto no_norm =
-      TensorGroups::Create(layout, {.name = *ParseOptimizerName("lion_8bit"), .max_unorm = 1});
-  EXPECT_THAT(std::string(no_norm.status().message()), HasSubstr("max_unorm"));
+  const auto setting_refusal = [&](const char* name, OptimizerSettings settings) {
+    settings.name = *ParseOptimizerName(name);
+    const auto groups = TensorGroups::Create(layout, settings);
+    return groups.ok() ? "accepted" : std::string(groups.status().message());
+  };
+  EXPECT_THAT(setting_refusal("lion_8bit", {.max_unorm = 1}), HasSubstr("has no norm to limit"));
+  EXPECT_THAT(setting_refusal("adamw_8bit", {.max_unorm = -1}), HasSubstr("max_unorm: got -1"));
+  EXPECT_THAT(setting_refusal("ademamix_8bit", {.beta1 = 0, .beta3_steps = 9}),
+              HasSubstr("beta1: got 0"));
+  EXPECT_THAT(setting_refusal("ademamix_8bit", {.beta3 = 0, .beta3_steps = 9}),
+              HasSubstr("beta3: got 0"));
+  EXPECT_EQ(setting_refusal("ademamix_8bit", {.beta1 = 0, .beta3 = 0}), "accepted");
 }
 
-TEST(TensorGroups, PatternsStandForWholeNames) {
-  for (const char* pattern : {"a.b.c", "*", "a*", "*c", "*.b.*", "a.?.c", "**", "a*b*c", "a.b.c*"})
-    EXPECT_EQ(PatternDistance(pattern, "a.b.c"), 0) << pattern;
-  EXPECT_EQ(PatternDistance("b", "a.b.c"), 4);
-  EXPECT_EQ(PatternDistance("a.b.", "a.b.c"), 1);
-  EXPECT_EQ(PatternDistance("?a.b.c", "a.b.c"), 1);
-  EXPECT_EQ(PatternDistance("*x*", "a.b.c"), 1);
-  EXPECT_EQ(PatternDistance("", "a"), 1);
+TEST(TensorGroups, TellApartWhatIsHeldOrSteppedOtherwise) {
+  const core::FlatLayout layout =
+      *core::FlatLayout::Create({{"a", {4096}}, {"b", {4095}}, {"c", {5000}}});
+  const auto groups =
+      TensorGroups::Create(layout, {.name = *ParseOptimizerName("adamw_8bit"),
+                                    .overrides = {{.pattern = "c", .weight_decay = 0.5}}});
+  ASSERT_TRUE(groups.ok()) << groups.status();
+  EXPECT_TRUE(groups->forms()[0].is_8bit);
+  EXPECT_FALSE(groups->forms()[1].is_8bit);
+  const std::vector<StateShare> shares = groups->Shares(layout);
+  ASSERT_EQ(shares.size(), 3u);
+  EXPECT_EQ(shares[0].elems, 4096);
+  EXPECT_EQ(shares[2].weight_decay, 0.5);
+}
+
+TEST(TensorGroups, TakeTensorsOf32BitStateTogetherWhateverTheirBlocks) {
+  const core::FlatLayout layout =
+      *core::FlatLayout::Create({{"x.a", {5000}}, {"x.b", {300}}, {"y.c", {200}}});
+  const auto groups =
+      TensorGroups::Create(layout, {.name = *ParseOptimizerName("adamw_8bit"),
+                                    .overrides = {{.pattern = "x.*", .block_size = 64}}});
+  ASSERT_TRUE(groups.ok()) << groups.status();
+  EXPECT_EQ(groups->num_groups(), 2);
+  EXPECT_EQ(groups->GroupOf(1), groups->GroupOf(2));
+  EXPECT_EQ(groups->forms()[1].state_block, 256);
 }
 
 TEST(OptimizerName, KnowsTransformersSpellings) {

@@ -239,6 +239,19 @@ TEST_F(StepArgsFaultTest, NamesABlockOfAnotherSize) {
   }
 }
 
+TEST_F(StepArgsFaultTest, NamesAScheduleThatGrowsFromNothing) {
+  run_.states[1] = run_.states[2] = run_.states[0];
+  args_.algorithm = Algorithm::kAdEmaMix;
+  args_.hyper.beta3_steps = 10;
+  EXPECT_EQ(StepArgsFault(args_), "");
+  args_.hyper.beta1 = 0;
+  ExpectFault("beta3 is to grow over 10 steps from beta1, 0, to 0.9999: it can't with a beta of 0");
+  args_.hyper = {.beta1 = 0.9, .beta3 = 0, .beta3_steps = 10};
+  ExpectFault("from beta1, 0.9, to 0: it can't");
+  args_.hyper.beta3_steps = 0;
+  EXPECT_EQ(StepArgsFault(args_), "");
+}
+
 TEST_F(StepArgsFaultTest, NamesStochasticRoundingOfOtherTypes) {
   args_.rounding = Rounding::kStochastic;
   ExpectFault("stochastic rounding of float32 parameters, want bfloat16");

@@ -59,6 +59,8 @@ torch.library.define = defined
 NOTHING_PATCHED = """
 from bitsandbytes.autograd import _functions
 from bitsandbytes.nn import modules
+from bitsandbytes.optim.optimizer import Optimizer8bit
+assert Optimizer8bit.load_state_dict.__globals__["__name__"] == "bitsandbytes.optim.optimizer"
 assert _functions.MatMul8bitFp.__module__ == "bitsandbytes.autograd._functions"
 assert modules.has_avx512bf16.__module__ == "bitsandbytes.functional"
 """

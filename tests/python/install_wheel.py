@@ -1,6 +1,7 @@
 """Makes the wheel from the built library, looks at it, and installs it into a folder for the tests beside this one."""
 
 import argparse
+import os
 import pathlib
 import shutil
 import subprocess
@@ -35,15 +36,29 @@ def check_wheel(wheel: pathlib.Path, library: pathlib.Path) -> None:
             assert f"bitshard/{source.name}" in names, names
 
 
+def check_cmake_runs_in_an_isolated_build() -> None:
+    """pip starts a build with a module that takes the installed packages out of sys.path, CMake's among them."""
+    sys.path.insert(0, str(ROOT / "python"))
+    import wheel_backend
+
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "sitecustomize.py").write_text(
+            "import sys, sysconfig\nsys.path.remove(sysconfig.get_path('purelib'))\n")
+        os.environ["PYTHONPATH"] = folder
+        wheel_backend._run_cmake("--version")
+        del os.environ["PYTHONPATH"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--library", type=pathlib.Path, required=True)
     parser.add_argument("--site", type=pathlib.Path, required=True, help="the folder to install into; emptied first")
     args = parser.parse_args()
     check_library(args.library)
+    check_cmake_runs_in_an_isolated_build()
     shutil.rmtree(args.site, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
-        pip("wheel", ROOT / "python", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder,
+        pip("wheel", ROOT / "python", "--no-deps", "--no-index", "--wheel-dir", folder,
             "--config-settings", f"library={args.library}")
         (wheel,) = pathlib.Path(folder).glob("*.whl")
         check_wheel(wheel, args.library)

@@ -85,19 +85,6 @@ HWY_INLINE Nibbles LoadNibbles(const uint8_t* packed) {
 
 // --- decode ---
 
-HWY_INLINE void LookUpBlock(const uint8_t* packed, int64_t n, const float (&products)[16],
-                            float* out) {
-  int64_t i = 0;
-  if constexpr (kLookupPays) {
-    const Table16<FloatTag> table(products);
-    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-      const Nibbles codes = LoadNibbles(packed + i / 2);
-      hn::StoreInterleaved2(table.At(codes.even), table.At(codes.odd), FloatTag(), out + i);
-    }
-  }
-  for (; i < n; ++i) out[i] = products[i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15];
-}
-
 // core::Bf16FromFloat of each lane.
 HWY_INLINE hn::Vec<U32Tag> Bf16Bits(FloatVec x) {
   const U32Tag du;
@@ -181,6 +168,19 @@ HWY_INLINE void DecodeBlock4(const uint8_t* packed, int64_t n, const Values4Bit&
 }
 
 #else
+
+HWY_INLINE void LookUpBlock(const uint8_t* packed, int64_t n, const float (&products)[16],
+                            float* out) {
+  int64_t i = 0;
+  if constexpr (kLookupPays) {
+    const Table16<FloatTag> table(products);
+    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+      const Nibbles codes = LoadNibbles(packed + i / 2);
+      hn::StoreInterleaved2(table.At(codes.even), table.At(codes.odd), FloatTag(), out + i);
+    }
+  }
+  for (; i < n; ++i) out[i] = products[i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15];
+}
 
 template <bool kStream>
 HWY_INLINE void DecodeBlock4(const uint8_t* packed, int64_t n, const Values4Bit& values,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds, and runs every test: just under an hour on 2 cores from a fresh clone.
+# Installs what is missing, builds, and runs every test: about 40 minutes on 2 cores from a fresh clone.
 #
 #   tests/run.sh           what CI runs
 #   tests/run.sh --all     also what takes longer (200 kills at random moments, all mutations of the CUDA code: about an

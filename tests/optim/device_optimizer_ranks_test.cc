@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <deque>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -217,6 +218,88 @@ TEST_P(DeviceTrainingOverNccl, HasTheBitsOfTheHostOverMpi) {
                                                          .learning_rate = 1e-2});
     ASSERT_TRUE(stepped.ok() && device_stepped.ok()) << stepped << " " << device_stepped;
     EXPECT_EQ(arena.Get(), parameters) << "step " << step;
+  }
+  EXPECT_TRUE(devices->status().ok()) << devices->status();
+}
+
+// AdamW's first update, where both moments come from the gradient alone. It only grows with the
+// gradient, so that bounds of the one are bounds of the other.
+double FirstUpdate(double learning_rate, double gradient) {
+  constexpr double kEps = 1e-8;
+  return learning_rate * gradient / (std::abs(gradient) + kEps);
+}
+
+// Of floats on the stream.
+std::vector<float> Copied(std::span<const float> from, cudaStream_t stream) {
+  std::vector<float> to(from.size());
+  EXPECT_EQ(
+      cudaMemcpyAsync(to.data(), from.data(), from.size_bytes(), cudaMemcpyDeviceToHost, stream),
+      cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  return to;
+}
+
+// docs/comm.md, "The fast reduction".
+TEST_P(DeviceTrainingOverNccl, StaysWithinTheBoundOfTheFastReduction) {
+  constexpr double kLearningRate = 1e-2;
+  constexpr double kUnit = 0x1p-24;
+  const core::FlatLayout layout = Layout();
+  const comm::ShardMap shards(layout, job->world_size(), 1 << 18);
+  const core::TestStream stream;
+  const ShardedOptimizerOptions on_host{.settings = SettingsOf({.name = "adamw_8bit"})};
+  auto host = ShardedOptimizer::Create(layout, shards, job, on_host);
+  auto device = DeviceOptimizer::Create(layout, shards, devices,
+                                        {.settings = on_host.settings, .stream = stream.get()});
+  auto ordered =
+      comm::GradientReducer::Create(layout, shards, job, {.micro_batches_per_step = GetParam()});
+  auto fast = comm::DeviceGradientReducer::Create(layout, shards, devices,
+                                                  {.micro_batches_per_step = GetParam(),
+                                                   .reduction = comm::Reduction::kFast,
+                                                   .stream = stream.get()});
+  ASSERT_TRUE(host.ok() && device.ok()) << host.status() << " " << device.status();
+  ASSERT_TRUE(ordered.ok() && fast.ok()) << ordered.status() << " " << fast.status();
+  std::vector<float> parameters(static_cast<size_t>(layout.padded_elems()), 0.25f);
+  const core::DeviceArray<float> arena(parameters, stream.get());
+  ASSERT_NO_FATAL_FAILURE(
+      WriteGradients(layout, 1, GetParam(),
+                     {.host = ordered->get(), .device = fast->get(), .stream = stream.get()}));
+  const auto sum = (*ordered)->FinishStep();
+  const auto fast_sum = (*fast)->FinishStep();
+  ASSERT_TRUE(sum.ok() && fast_sum.ok()) << sum.status() << " " << fast_sum.status();
+  const std::vector<float> gradients(sum->begin(), sum->end());
+  if (GetParam() == 6 && job->world_size() > 1) {
+    EXPECT_NE(Copied({*fast_sum, gradients.size()}, stream.get()), gradients)
+        << "the order of additions was no other one";
+  }
+  const double scale = 1.0 / static_cast<double>(GetParam());
+  const absl::Status stepped = (*host)->Step({.parameters = parameters,
+                                              .gradients = gradients,
+                                              .gradient_scale = scale,
+                                              .learning_rate = kLearningRate});
+  const absl::Status device_stepped = (*device)->Step({.parameters = arena.data(),
+                                                       .gradients = *fast_sum,
+                                                       .gradient_scale = scale,
+                                                       .learning_rate = kLearningRate});
+  ASSERT_TRUE(stepped.ok() && device_stepped.ok()) << stepped << " " << device_stepped;
+  const std::vector<float> got = arena.Get();
+  const double bound = comm::FastReductionBound(GetParam(), job->world_size());
+  size_t at = 0;
+  for (const core::BlockRange run : shards.RunsOf(job->rank())) {
+    for (int64_t e = run.begin * core::kBlockElems; e < run.end * core::kBlockElems; ++e, ++at) {
+      double magnitude = 0;
+      for (int64_t micro = 0; micro < GetParam(); ++micro)
+        magnitude += std::abs(double{LeafGradient(1, micro, e)});
+      const double gradient = scale * double{gradients[at]};
+      const double off = scale * bound * magnitude;
+      const double exact = FirstUpdate(kLearningRate, gradient);
+      const double moved = std::max(FirstUpdate(kLearningRate, gradient + off) - exact,
+                                    exact - FirstUpdate(kLearningRate, gradient - off));
+      // Eight roundings of the update on each side, two of the parameter.
+      const double want = double{parameters[static_cast<size_t>(e)]};
+      const double rounding = kUnit * (16 * kLearningRate + 4 * std::abs(want));
+      ASSERT_LE(std::abs(double{got[static_cast<size_t>(e)]} - want), moved + rounding)
+          << "element " << e << " of gradient " << gradient << " within " << off;
+    }
   }
   EXPECT_TRUE(devices->status().ok()) << devices->status();
 }

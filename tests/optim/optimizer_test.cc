@@ -18,6 +18,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/optim/error_of.h"
+
 namespace bitshard::optim {
 namespace {
 
@@ -34,17 +36,6 @@ Tensor CopyOf(const Tensor& p) { return p.detach().clone().requires_grad_(true);
 
 const OptimizerState& StateOf(const torch::optim::Optimizer& optimizer, const Tensor& p) {
   return static_cast<const OptimizerState&>(*optimizer.state().at(p.unsafeGetTensorImpl()));
-}
-
-// What `body` throws, as far as its first line.
-template <class Body>
-std::string ErrorOf(Body&& body) {
-  try {
-    body();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no error";
 }
 
 // The largest distance after 50 steps of both optimizers on copies of one parameter with the same

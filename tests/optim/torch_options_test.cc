@@ -17,6 +17,7 @@
 
 #include "optim/optimizer.h"
 #include "optim/param_groups.h"
+#include "tests/optim/error_of.h"
 
 namespace bitshard::optim {
 namespace {
@@ -28,17 +29,6 @@ using torch::optim::OptimizerParamGroup;
 Tensor Parameter(int64_t n, uint64_t seed) {
   torch::manual_seed(seed);
   return torch::randn({n}).requires_grad_(true);
-}
-
-// What `body` throws, as far as its first line.
-template <class Body>
-std::string ErrorOf(Body&& body) {
-  try {
-    body();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no error";
 }
 
 TEST(Options, AreAsInBitsandbytes) {

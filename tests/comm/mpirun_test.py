@@ -6,18 +6,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
 ARGS = argparse.Namespace()
 
 # A rank that says who it is, and takes SIGUSR1 as "save and stop". No $(seq): mpirun signals the whole process group.
+# It leaves when all have printed: mpirun ends the other ranks of a job as soon as one has failed.
 RANK = """
-trap 'echo rank $OMPI_COMM_WORLD_RANK saves; exit 143' USR1
+save() {
+  echo rank $OMPI_COMM_WORLD_RANK saves
+  touch "$MARKS/$OMPI_COMM_WORLD_RANK"
+  until [[ $(ls "$MARKS" | wc -l) == $OMPI_COMM_WORLD_SIZE ]]; do sleep 0.05; done
+  exit 143
+}
+trap save USR1
 echo rank $OMPI_COMM_WORLD_RANK of $OMPI_COMM_WORLD_SIZE threads $OMP_NUM_THREADS
 for ((i = 0; i < 300; i++)); do sleep 0.1 & wait $!; done
 """
-STUBBORN_RANK = RANK.replace("exit 143", "true")
+STUBBORN_RANK = RANK.replace("trap save USR1", "trap true USR1")
 
 
 def dry_run(*arguments: str, **env: str) -> str:
@@ -29,8 +37,10 @@ def dry_run(*arguments: str, **env: str) -> str:
 class Mpirun(unittest.TestCase):
     def start(self, ranks: int, script: str) -> tuple[subprocess.Popen, list[str]]:
         """A job whose ranks have all printed their first line, and these lines."""
+        marks = tempfile.TemporaryDirectory()
+        self.addCleanup(marks.cleanup)
         job = subprocess.Popen([ARGS.mpirun, "-n", str(ranks), "bash", "-c", script], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
+                               stderr=subprocess.STDOUT, text=True, env={**os.environ, "MARKS": marks.name})
         assert job.stdout is not None
         lines = [job.stdout.readline() for _ in range(ranks)]
         for line in lines:
@@ -67,11 +77,18 @@ class Mpirun(unittest.TestCase):
             self.assertEqual(job.returncode, 2, arguments)
             self.assertIn(text, job.stderr)
 
-    def test_exit_code_and_input_are_the_ranks(self) -> None:
-        job = subprocess.run([ARGS.mpirun, "-n", "2", "bash", "-c", "cat; exit $((OMPI_COMM_WORLD_RANK * 7))"],
-                             input="to rank 0", text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
+    def test_input_goes_to_rank_0(self) -> None:
+        # Both ranks exit with 0: mpirun ends the other ranks of a job in which one failed, and drops what they print.
+        job = subprocess.run([ARGS.mpirun, "-n", "2", "bash", "-c", 'echo "rank $OMPI_COMM_WORLD_RANK got <$(cat)>"'],
+                             input="some text", text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        self.assertEqual(job.returncode, 0, job.stdout)
+        self.assertIn("rank 0 got <some text>", job.stdout)
+        self.assertIn("rank 1 got <>", job.stdout)
+
+    def test_exit_status_is_the_ranks(self) -> None:
+        job = subprocess.run([ARGS.mpirun, "-n", "2", "bash", "-c", "exit $((OMPI_COMM_WORLD_RANK * 7))"],
+                             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         self.assertEqual(job.returncode, 7, job.stdout)
-        self.assertIn("to rank 0", job.stdout)
 
     def test_first_signal_asks_ranks_to_save(self) -> None:
         for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -79,8 +79,8 @@ def table(results: list[Result], seeds: list[int]) -> str:
              "|---" * (len(seeds) + 4) + "|"]
     for result in results:
         lines.append(f"| {result.candidate.optimizer} | {result.candidate.learning_rate} | "
-                     + " | ".join(f"{loss:.4f}" for loss in result.after)
-                     + f" | {result.mean():.4f} | {result.spread():.4f} |")
+                     + " | ".join(f"{loss:.5f}" for loss in result.after)
+                     + f" | {result.mean():.5f} | {result.spread():.5f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -45,9 +45,16 @@ install(FILES ${CMAKE_BINARY_DIR}/generated/bitshardConfig.cmake
         DESTINATION ${bitshard_package_dir})
 
 # The program looks for share/bitshard/python from where it lies itself (trainer/text_python.cc), so that the prefix may
-# be moved: bin and share are no options. LibTorch, and whatever else lies outside the system's folders, is found where
-# the build linked it.
-set_target_properties(bitshard PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+# be moved: bin and share are no options. What it links is found where the build found it; INSTALL_RPATH_USE_LINK_PATH
+# leaves out what lies in this tree (.deps), so LibTorch and CUDA's libraries are named.
+set(rpath ${BITSHARD_TORCH_LIB_DIR})
+if(BITSHARD_CUDA)
+  foreach(library CUDART CUBLAS NCCL)
+    cmake_path(GET BITSHARD_${library}_LIB PARENT_PATH folder)
+    list(APPEND rpath ${folder})
+  endforeach()
+endif()
+set_target_properties(bitshard PROPERTIES INSTALL_RPATH "${rpath}" INSTALL_RPATH_USE_LINK_PATH ON)
 install(TARGETS bitshard RUNTIME DESTINATION bin COMPONENT program)
 install(PROGRAMS launch/mpirun.sh DESTINATION bin RENAME bitshard-mpirun COMPONENT program)
 install(FILES trainer/__init__.py DESTINATION share/bitshard/python/trainer COMPONENT program)

@@ -27,7 +27,8 @@ class Installed:
         self.elsewhere.mkdir()
         with open(self.package / "__init__.py", "a") as out:
             out.write(MARK.format(mark=str(self.mark)))
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("BITSHARD_", "PYTHON"))}
+        ours = ("BITSHARD_", "PYTHON", "LD_")
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
         self.env["PATH"] = f"{prefix / 'bin'}:{self.env['PATH']}"
 
     def run(self, *command: str | pathlib.Path, expect: int = 0, python: pathlib.Path | None = None) -> str:

@@ -1,5 +1,5 @@
-# `cmake --install`: the libraries that do not need a device, their headers and the CMake package with which an outside
-# project finds them (docs/libtorch.md). Headers keep their folders below include/bitshard, so an #include reads the same
+# `cmake --install`: the program with what it needs at run time (component `program`), and the libraries that do not need
+# a device, their headers and the CMake package with which an outside project finds them (docs/libtorch.md). Headers keep their folders below include/bitshard, so an #include reads the same
 # as in this tree.
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
@@ -43,4 +43,23 @@ install(FILES ${CMAKE_BINARY_DIR}/generated/bitshardConfig.cmake
               ${CMAKE_BINARY_DIR}/generated/bitshardConfigVersion.cmake
               cmake/LibTorch.cmake cmake/LibraryDependencies.cmake
         DESTINATION ${bitshard_package_dir})
-install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+
+# The program looks for share/bitshard/python from where it lies itself (trainer/text_python.cc), so that the prefix may
+# be moved: bin and share are no options. What it links is found where the build found it; INSTALL_RPATH_USE_LINK_PATH
+# leaves out what lies in this tree (.deps), so LibTorch and CUDA's libraries are named.
+set(rpath ${BITSHARD_TORCH_LIB_DIR})
+if(BITSHARD_CUDA)
+  foreach(library CUDART CUBLAS NCCL)
+    cmake_path(GET BITSHARD_${library}_LIB PARENT_PATH folder)
+    list(APPEND rpath ${folder})
+  endforeach()
+endif()
+set_target_properties(bitshard PROPERTIES INSTALL_RPATH "${rpath}" INSTALL_RPATH_USE_LINK_PATH ON)
+install(TARGETS bitshard RUNTIME DESTINATION bin COMPONENT program)
+install(PROGRAMS launch/mpirun.sh DESTINATION bin RENAME bitshard-mpirun COMPONENT program)
+install(FILES trainer/__init__.py DESTINATION share/bitshard/python/trainer COMPONENT program)
+install(DIRECTORY trainer/text DESTINATION share/bitshard/python/trainer COMPONENT program
+        FILES_MATCHING PATTERN "*.py" PATTERN __pycache__ EXCLUDE)
+install(DIRECTORY configs DESTINATION share/bitshard COMPONENT program)
+install(FILES LICENSE README.md CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT program)
+install(DIRECTORY docs DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT program)

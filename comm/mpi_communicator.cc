@@ -153,7 +153,7 @@ absl::StatusOr<MPI_Comm> OwnComm(const internal::LaunchEnvironment& launch) {
     return core::ConfigError(absl::StrCat(
         launch.launcher, " has started ", launch.size, " processes, but MPI connects ", size,
         ": start the program with the mpirun of the MPI that it is built with "
-        "(launch/mpirun.sh)"));
+        "(launch/mpirun.sh; installed: bitshard-mpirun)"));
   }
   MPI_Comm comm = MPI_COMM_NULL;
   BITSHARD_RETURN_IF_ERROR(MpiStatus(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup"));

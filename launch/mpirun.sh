@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Starts a program on N ranks with Open MPI, with the settings that bitshard needs.
 #
-#   launch/mpirun.sh -n N [--threads T] [--dry-run] PROGRAM [ARGS...]
-#   launch/mpirun.sh -n N [--threads T] [--dry-run] MPIRUN-OPTIONS... -- PROGRAM [ARGS...]
+#   mpirun.sh -n N [--threads T] [--dry-run] PROGRAM [ARGS...]
+#   mpirun.sh -n N [--threads T] [--dry-run] MPIRUN-OPTIONS... -- PROGRAM [ARGS...]
 #
-#   launch/mpirun.sh -n 2 build/cpu/trainer/bitshard train --config configs/quickstart.yaml
-#   launch/mpirun.sh -n 8 --threads 4 --hostfile hosts -- bitshard train --config run.yaml
+#   mpirun.sh -n 2 bitshard train --config run.yaml
+#   mpirun.sh -n 8 --threads 4 --hostfile hosts -- bitshard train --config run.yaml
 #
 # -n N         number of ranks
 # --threads T  CPU threads of each rank; default: OMP_NUM_THREADS if set, else cores / N, at least 1.
@@ -18,12 +18,14 @@
 # Exit status: mpirun's, which is that of the first rank that failed; 2 for wrong arguments.
 set -euo pipefail
 
+NAME=${0##*/} # bitshard-mpirun where it is installed
+
 fail() {
-  echo "mpirun.sh: $*" >&2
+  echo "$NAME: $*" >&2
   exit 2
 }
 
-usage() { sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "$0"; }
+usage() { sed -n "2,/^set -/{s/mpirun\.sh/$NAME/;/^#/s/^# \{0,1\}//p}" "$0"; }
 
 # A whole number of at least 1, without leading zeros.
 is_count() { [[ $1 =~ ^[1-9][0-9]{0,5}$ ]]; }
@@ -112,7 +114,7 @@ pass_on() {
   interrupted=1
   [[ -n $mpirun_pid ]] || exit 143
   if ((signals == 1)); then
-    echo "mpirun.sh: asking the ranks to save and stop (a second signal stops them at once)" >&2
+    echo "$NAME: asking the ranks to save and stop (a second signal stops them at once)" >&2
     kill -USR1 "$mpirun_pid" 2> /dev/null || true
   else
     kill -TERM "$mpirun_pid" 2> /dev/null || true

@@ -28,7 +28,8 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv) 
   CLI::App app(
       absl::StrCat("bitshard ", kVersion,
                    ": QLoRA finetuning across ranks with an 8-bit sharded, paged optimizer.\n"
-                   "Start it with launch/mpirun.sh -n RANKS, or alone for one rank."),
+                   "Start it with launch/mpirun.sh (installed: bitshard-mpirun) -n RANKS, or alone "
+                   "for one rank."),
       "bitshard");
   app.require_subcommand(1);
   app.set_version_flag("--version", kVersion);

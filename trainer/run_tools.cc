@@ -18,6 +18,7 @@
 #include "trainer/run_options.h"
 #include "trainer/session.h"
 #include "trainer/signals.h"
+#include "trainer/text_python.h"
 
 namespace bitshard::trainer {
 namespace {

@@ -27,6 +27,7 @@
 #include "trainer/run_options.h"
 #include "trainer/session.h"
 #include "trainer/stopwatch.h"
+#include "trainer/text_python.h"
 #include "trainer/train_loop.h"
 #include "trainer/version.h"
 

@@ -20,7 +20,7 @@
 #include "trainer/process_memory.h"
 #include "trainer/run_options.h"
 #include "trainer/runtime_memory.h"
-#include "trainer/signals.h"
+#include "trainer/text_python.h"
 #include "trainer/version.h"
 
 namespace bitshard::trainer {
@@ -113,14 +113,6 @@ std::optional<bool> TerminalFromLauncher() {
 }
 
 }  // namespace
-
-TextPython TextPythonOf() {
-  const char* python = std::getenv("BITSHARD_PYTHON");
-  const char* root = std::getenv("BITSHARD_PYTHONPATH");
-  return {.interpreter = python != nullptr ? python : kDefaultPython,
-          .package_root = root != nullptr ? root : kDefaultPythonPath,
-          .stop_requested = [] { return StopSignal() != 0; }};
-}
 
 absl::Status AdviseIfStopped(const absl::Status& status, const std::string& what_to_do) {
   if (status.ok() || core::KindOf(status) != core::ErrorKind::kInterrupted) return status;

@@ -11,7 +11,6 @@
 #include "comm/communicator.h"
 #include "trainer/command_line.h"
 #include "trainer/config.h"
-#include "trainer/data/text_process.h"
 #include "trainer/devices.h"
 #include "trainer/io/weight_source.h"
 #include "trainer/model/decoder.h"
@@ -56,10 +55,6 @@ absl::StatusOr<std::unique_ptr<Replica>> MakeReplica(const Session& session,
 /// The plan for `world_size` ranks. Needs OpenData; call it before the model is loaded. A
 /// collective.
 absl::StatusOr<Plan> PlanOf(const Session& session, int world_size);
-
-/// Python and the text package: the environment variables BITSHARD_PYTHON and BITSHARD_PYTHONPATH,
-/// else what the build found.
-TextPython TextPythonOf();
 
 /// A kInterrupted status with "; what_to_do" at its end; any other as it is.
 absl::Status AdviseIfStopped(const absl::Status& status, const std::string& what_to_do);

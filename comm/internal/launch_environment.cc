@@ -31,7 +31,8 @@ absl::StatusOr<LaunchEnvironment> FindLauncher(
     return core::ConfigError(
         absl::StrCat("RANK and WORLD_SIZE=", size,
                      " are set (torchrun?), but this program's ranks are started by mpirun: use ",
-                     "launch/mpirun.sh -n ", size, ", or unset them to run a single rank"));
+                     "launch/mpirun.sh -n ", size,
+                     " (installed: bitshard-mpirun), or unset them to run a single rank"));
   }
   return LaunchEnvironment{.size = 1};
 }

@@ -28,6 +28,7 @@ def check_tree(prefix: pathlib.Path, source: pathlib.Path) -> None:
         assert header.parts[0] in ("core", "quant", "paging", "comm", "optim"), header
         assert (source / header).read_bytes() == (prefix / "include" / "bitshard" / header).read_bytes(), header
     assert (prefix / "share" / "doc" / "bitshard" / "LICENSE").is_file()
+    assert os.access(prefix / "bin" / "bitshard", os.X_OK)  # tests/trainer/run/installed_test.py runs it.
     for path in prefix.rglob("*.cmake"):
         assert str(source) not in path.read_text().replace(str(source / ".deps"), ""), f"{path} names the source tree"
 

@@ -88,7 +88,9 @@ absl::Status HashPackage(const std::string& root, core::Hasher* hasher) {
   }
   if (error || names.empty()) {
     return core::ConfigError(absl::StrCat(core::Escaped(folder.string(), 4096),
-                                          ": the Python package that prepares text is not there"));
+                                          ": the Python package that prepares text is not there; "
+                                          "the environment variable BITSHARD_PYTHONPATH names "
+                                          "the folder that holds trainer/text"));
   }
   std::sort(names.begin(), names.end());
   for (const std::string& name : names) {

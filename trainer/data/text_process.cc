@@ -48,9 +48,13 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> StartPython(const TextPython& pyth
                                         "trainer.text",     "--parent", absl::StrCat(getpid())};
   arguments.insert(arguments.end(), command.begin(), command.end());
   const fs::path root = fs::absolute(python.package_root);
-  return ChildProcess::Start({.arguments = arguments,
-                              .environment = {"PYTHONPATH=" + root.string(), "PYTHONUTF8=1",
-                                              "PYTHONDONTWRITEBYTECODE=1"}});
+  auto child = ChildProcess::Start({.arguments = arguments,
+                                    .environment = {"PYTHONPATH=" + root.string(), "PYTHONUTF8=1",
+                                                    "PYTHONDONTWRITEBYTECODE=1"}});
+  if (child.ok()) return child;
+  return core::ConfigError(absl::StrCat(std::string(child.status().message()),
+                                        "; the environment variable BITSHARD_PYTHON names the "
+                                        "Python that prepares text (3.11 or newer)"));
 }
 
 // `status` is that of a ChildProcess: its message is a clause about the child.

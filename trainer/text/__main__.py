@@ -2,6 +2,7 @@
 {"error": TEXT, "exit_code": KIND}, and the exit status is that kind."""
 import argparse
 import ctypes
+import importlib.util
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 from .errors import ConfigError, TextError, escaped
 
 PR_SET_PDEATHSIG = 1
+PACKAGES = ("tokenizers", "jinja2", "pyarrow")
 
 
 def die_with_parent(parent: int) -> None:
@@ -27,6 +29,23 @@ def read_spec():
         raise ConfigError(f"the specification on standard input: {escaped(error)}") from None
 
 
+def run(args: argparse.Namespace) -> None:
+    try:
+        if args.command == "serve":
+            from .serve import serve
+            serve(args.tokenizer)
+        else:
+            from .prepare import prepare
+            prepare(read_spec())
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+        raise ConfigError(f"{sys.executable} lacks what prepares text: {', '.join(missing)}; install it "
+                          f"({sys.executable} -m pip install {' '.join(missing)}), or name a Python that has it in "
+                          "the environment variable BITSHARD_PYTHON") from None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.text", description=__doc__)
     parser.add_argument("--parent", type=int, help="end when this process, which started this one, ends")
@@ -37,12 +56,7 @@ def main() -> int:
     if args.parent is not None:
         die_with_parent(args.parent)
     try:
-        if args.command == "serve":
-            from .serve import serve
-            serve(args.tokenizer)
-        else:
-            from .prepare import prepare
-            prepare(read_spec())
+        run(args)
     except TextError as error:
         print(json.dumps({"error": str(error), "exit_code": error.exit_code}), flush=True)
         return error.exit_code

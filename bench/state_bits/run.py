@@ -4,9 +4,9 @@
     bench/run.sh state_bits [--seeds 3] [--steps 20] [--runs runs/state_bits] [--write docs]
 
 Runs configs/quickstart.yaml with adamw_32bit, adamw_8bit, paged_adamw_8bit (state in a file, 1 MiB of it in memory at
-a time) and lion_8bit, the same seeds for each, and prints the held-out loss after training: every seed's, the mean, and the
-standard deviation over seeds. Lion has a fifth of AdamW's learning rate. A run that is already under --runs with the same number of
-steps is not repeated. --write FOLDER: the table and the plot as FOLDER/state_bits.md and FOLDER/state_bits.svg.
+a time), lion_32bit and lion_8bit, the same seeds for each, and prints the held-out loss after training: every seed's, the
+mean, and the standard deviation over seeds. Lion has a fifth of AdamW's learning rate. A run that is already under --runs
+with the same number of steps is not repeated. --write FOLDER: the table and the plot as FOLDER/state_bits.md and FOLDER/state_bits.svg.
 Losses do not depend on how busy the machine is. About 5 minutes a run on 2 cores.
 """
 import argparse
@@ -31,7 +31,8 @@ class Candidate:
 
 
 CANDIDATES = [Candidate("adamw_32bit", "5e-4"), Candidate("adamw_8bit", "5e-4"),
-              Candidate("paged_adamw_8bit", "5e-4", tuple(PAGED)), Candidate("lion_8bit", "1e-4")]
+              Candidate("paged_adamw_8bit", "5e-4", tuple(PAGED)), Candidate("lion_32bit", "1e-4"),
+              Candidate("lion_8bit", "1e-4")]
 
 
 def summary_of(folder: pathlib.Path, steps: int) -> dict | None:

@@ -47,11 +47,13 @@ namespace detail {
 // thirds of a gather's time (Zen 5).
 HWY_INLINE FloatVec Lookup(const float* HWY_RESTRICT table, const uint8_t* HWY_RESTRICT index) {
 #if HWY_TARGET == HWY_AVX3
-  return FloatVec{_mm512_setr_ps(table[index[0]], table[index[1]], table[index[2]], table[index[3]],
-                                 table[index[4]], table[index[5]], table[index[6]], table[index[7]],
-                                 table[index[8]], table[index[9]], table[index[10]],
-                                 table[index[11]], table[index[12]], table[index[13]],
-                                 table[index[14]], table[index[15]])};
+  // Half by half: eight indices fit the integer registers, sixteen do not.
+  const auto half = [table](const uint8_t* HWY_RESTRICT i) HWY_ATTR {
+    return _mm256_setr_ps(table[i[0]], table[i[1]], table[i[2]], table[i[3]], table[i[4]],
+                          table[i[5]], table[i[6]], table[i[7]]);
+  };
+  const __m256 lower = half(index), upper = half(index + 8);
+  return FloatVec{_mm512_insertf32x8(_mm512_castps256_ps512(lower), upper, 1)};
 #else
   HWY_ALIGN float values[hn::MaxLanes(FloatTag())];
   for (size_t i = 0; i < hn::Lanes(FloatTag()); ++i) values[i] = table[index[i]];

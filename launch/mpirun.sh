@@ -15,7 +15,8 @@
 # Signals: the first TERM, INT or HUP that this script gets is passed on as SIGUSR1, which ranks take as "finish
 # the step, save a checkpoint, exit with 143". The second one is passed on as TERM: ranks end within 2 s.
 # (mpirun itself turns TERM and INT into TERM, then KILL, which leaves no time to save.)
-# Exit status: mpirun's, which is that of the first rank that failed; 2 for wrong arguments.
+# Exit status: mpirun's, which is that of the first rank that failed; 2 for wrong arguments; 143 also where the first
+# signal came before the ranks took it (or they never do), and so ended them.
 set -euo pipefail
 
 NAME=${0##*/} # bitshard-mpirun where it is installed
@@ -77,7 +78,8 @@ fi
 # odls_base_sigkill_timeout stays at its default of 1 s: it also delays the end of a job in which a rank has died
 # (TERM after one timeout, KILL after two), and saving on request needs no longer one thanks to SIGUSR1.
 command=(mpirun -n "$ranks" --bind-to none)
-cores=$(nproc)
+# Without OMP_NUM_THREADS, which nproc would take for the number of cores.
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 if ((hosts_given)); then
   [[ -n $threads ]] || fail "ranks on several hosts: give --threads T (or set OMP_NUM_THREADS)"
   command+=(-x OMP_NUM_THREADS)
@@ -112,6 +114,7 @@ mpirun_pid=
 pass_on() {
   signals=$((signals + 1))
   interrupted=1
+  mpirun_pid=${mpirun_pid:-${!:-}}  # A signal may come between the start and the line that keeps the number.
   [[ -n $mpirun_pid ]] || exit 143
   if ((signals == 1)); then
     echo "$NAME: asking the ranks to save and stop (a second signal stops them at once)" >&2
@@ -135,4 +138,8 @@ while :; do
   wait "$mpirun_pid" || status=$?
   ((interrupted)) || break
 done
+if ((signals == 1 && status == 128 + $(kill -l USR1))); then
+  echo "mpirun.sh: the signal came before the ranks could save: it has ended them" >&2
+  status=143
+fi
 exit "$status"

@@ -6,4 +6,4 @@ bitshard_library(cudahost_cublas LAYER tests
 target_compile_options(bitshard_cudahost_cublas PRIVATE -O3)
 target_link_options(bitshard_cudahost_cublas INTERFACE -Wl,--exclude-libs,libbitshard_cudahost_cublas.a)
 
-bitshard_test(cudahost_cublas_test SRCS cublas_test.cc DEPS bitshard::cudahost_cublas LABELS cudahost TIMEOUT 60)
+bitshard_test(cudahost_cublas_test SRCS cublas_test.cc DEPS bitshard::cudahost_cublas LABELS cudahost TIMEOUT 300)

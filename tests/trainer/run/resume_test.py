@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from tiny_run import Runner, exact_lines, make_material, one_error, rank_pids, same_adapter, wait_for
+from tiny_run import HUNG, Runner, exact_lines, make_material, one_error, rank_pids, same_adapter, wait_for
 
 
 def kill_once(runner: Runner, name: str, victim: int | None, after: float) -> tuple[bool, str]:
@@ -20,7 +20,7 @@ def kill_once(runner: Runner, name: str, victim: int | None, after: float) -> tu
     began = time.monotonic()
     job = runner.start(2, name)
     wait_for(lambda: job.poll() is not None or
-             (time.monotonic() - began >= after and len(rank_pids(runner.binary, name)) == 2), 60, "the time to kill")
+             (time.monotonic() - began >= after and len(rank_pids(runner.binary, name)) == 2), HUNG, "the time to kill")
     pids = rank_pids(runner.binary, name)
     try:
         pid = pids[victim] if victim is not None else parent_of(pids[0])
@@ -28,9 +28,10 @@ def kill_once(runner: Runner, name: str, victim: int | None, after: float) -> tu
     except (IndexError, OSError):
         pass  # The run was faster; its exit code says so.
     killed = time.monotonic()
-    text, _ = job.communicate(timeout=60)
-    wait_for(lambda: not rank_pids(runner.binary, name), 10, "all ranks to be gone")
-    assert time.monotonic() - killed < 10, "the job outlives a dead rank by more than 10 s"
+    text, _ = job.communicate(timeout=HUNG)
+    wait_for(lambda: not rank_pids(runner.binary, name), 15, "all ranks to be gone")
+    seconds = time.monotonic() - killed
+    assert seconds < 15 or job.returncode == 0, f"the job outlives a dead rank by {seconds:.1f} s"
     return job.returncode != 0, text
 
 
@@ -68,14 +69,15 @@ def killed_and_resumed(runner: Runner, seed: int, number: int, seconds: float) -
 
 def stopped_by_signal(runner: Runner) -> None:
     """SIGTERM to the launcher: the step ends, a checkpoint is saved, exit code 143, and --resume goes on."""
-    job = runner.start(2, "asked", {"eval_steps": 1})
+    settings = runner.long_evaluation(1000)  # After each step: eight more of them take seconds.
+    job = runner.start(2, "asked", {**settings, "eval_steps": 1})
     lines = runner.output("asked") / "metrics.jsonl"
-    wait_for(lambda: lines.exists() and lines.read_text().count("\n") >= 4, 60, "4 steps")
+    wait_for(lambda: lines.exists() and lines.read_text().count("\n") >= 4, HUNG, "4 steps")
     job.send_signal(signal.SIGTERM)
-    text, _ = job.communicate(timeout=30)
+    text, _ = job.communicate(timeout=HUNG)
     assert job.returncode == 143, f"exit code {job.returncode}\n{text}"
     one_error(text, "steps are saved in", "go on with --resume")
-    runner.run(2, "asked", {}, "--resume")
+    runner.run(2, "asked", settings, "--resume")
     same_adapter("asked to stop and resumed", runner.adapter("whole"), runner.adapter("asked"))
     print("SIGTERM: saved, 143, resumed: same bits")
 

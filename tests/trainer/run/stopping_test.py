@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 
-from tiny_run import Runner, one_error, rank_pids, run_checks, same_adapter, tell, wait_for
+from tiny_run import HUNG, Runner, one_error, rank_pids, run_checks, same_adapter, tell, wait_for
 
 LONG = 200000  # New tokens: minutes of answers.
 
@@ -22,7 +22,7 @@ def catches(pid: int, number: int) -> bool:
 
 def stopped_early(runner: Runner, verb: str, rank: int, settings: dict, *more: str) -> str:
     """Asks one rank of two (of one, for quantize) to stop as soon as it listens; where it then looks first is where
-    it must stop."""
+    it must stop. Returns its message, or nothing if the job was quicker than this process."""
     ranks = 1 if verb == "quantize" else 2
     job = runner.start(ranks, f"early-{verb}", settings, *more, verb=verb)
 
@@ -30,24 +30,28 @@ def stopped_early(runner: Runner, verb: str, rank: int, settings: dict, *more: s
         pids = rank_pids(runner.binary, f"early-{verb}")
         return pids if len(pids) == ranks and catches(pids[rank], signal.SIGUSR1) else []
 
-    wait_for(lambda: job.poll() is not None or listening(), 60, "the ranks to listen")
+    wait_for(lambda: job.poll() is not None or listening(), HUNG, "the ranks to listen")
     for pid in listening()[rank:rank + 1]:
         tell(pid, signal.SIGUSR1)
-    text, _ = job.communicate(timeout=60)
+    text, _ = job.communicate(timeout=HUNG)
+    if job.returncode == 0:
+        return ""
     assert job.returncode == 143, f"{verb}: exit code {job.returncode}\n{text}"
     return one_error(text, "asked to stop")
 
 
 def check_stop(runner: Runner) -> None:
     """The caches are there, so that nothing but the evaluation looks whether it should stop."""
+    settings = {"generate.heldout_prompts": 0, **runner.long_evaluation(4000)}
     for verb, advice in (("evaluate", "nothing was written"), ("train", "nothing was trained yet")):
-        for _ in range(10):
-            message = stopped_early(runner, verb, 1, {"generate.heldout_prompts": 0})
-            if "makes the token cache" not in message:  # Both ranks open it; one may have to wait.
-                break
+        message = stopped_early(runner, verb, 1, settings)
         assert f"while evaluating; {advice}: start it again" in message, message
     out = runner.folder / "early-quantize"
-    message = stopped_early(runner, "quantize", 0, {}, "--export", "hf", "--output", str(out))
+    for _ in range(20):
+        message = stopped_early(runner, "quantize", 0, {}, "--export", "hf", "--output", str(out))
+        if message:
+            break
+        shutil.rmtree(out)
     assert "while writing weights" in message and not list(out.glob("*")), message
     print("asked to stop while evaluating and exporting: exit code 143")
 
@@ -64,7 +68,7 @@ def check_stop_in_answers(runner: Runner) -> None:
         while "held-out loss of the base" not in printed:
             printed += next(lines)
         job.send_signal(signal.SIGTERM)
-        text, _ = job.communicate(timeout=60)
+        text, _ = job.communicate(timeout=HUNG)
         assert job.returncode == 143, f"exit code {job.returncode}\n{printed}{text}"
         one_error(text, "asked to stop while answering prompts; nothing was trained yet")
     print("asked to stop while answering: exit code 143")
@@ -77,7 +81,7 @@ def check_memory(runner: Runner) -> None:
         command = runner.command(1, "memory", {"base_model": runner.folder / "long", "generate.max_new_tokens": tokens},
                                  *prompts, verb="generate")
         done = subprocess.run(["sh", "-c", 'ulimit -v 3000000; exec "$@"', "sh", *command], stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, timeout=120)
+                              stderr=subprocess.STDOUT, text=True, timeout=HUNG)
         assert done.returncode == code, f"exit code {done.returncode}, want {code}\n{done.stdout}"
     one_error(done.stdout, "not enough memory", "bitshard plan", "generate.max_new_tokens")
     print("out of memory: exit code 4, one message")

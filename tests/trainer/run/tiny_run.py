@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import tempfile
 import time
@@ -80,6 +81,10 @@ generate: {{heldout_prompts: 1, max_new_tokens: 8}}
 """
 
 
+# What takes seconds here may take minutes on a busy machine. After this long a job counts as hung.
+HUNG = 300
+
+
 class Runner:
     def __init__(self, binary: str, source: str, folder: pathlib.Path) -> None:
         self.binary, self.mpirun, self.folder = binary, str(pathlib.Path(source) / "launch" / "mpirun.sh"), folder
@@ -92,7 +97,7 @@ class Runner:
         return [self.mpirun, "-n", str(ranks), self.binary, verb, "--config", str(self.config), *sets, *more]
 
     def run(self, ranks: int, name: str, settings: dict | None = None, *more: str, expect: int = 0,
-            verb: str = "train", timeout: float = 120, env: dict | None = None) -> str:
+            verb: str = "train", timeout: float = HUNG, env: dict | None = None) -> str:
         """Runs to the end; returns stdout and stderr together."""
         done = subprocess.run(self.command(ranks, name, settings, *more, verb=verb), stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, timeout=timeout, env=dict(os.environ, **(env or {})))
@@ -103,6 +108,24 @@ class Runner:
               verb: str = "train") -> subprocess.Popen:
         return subprocess.Popen(self.command(ranks, name, settings, *more, verb=verb), stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True)
+
+    def kill(self, job: subprocess.Popen, name: str) -> None:
+        """Ends a job at once: its launcher, and the ranks whose command line holds `name`."""
+        job.kill()
+        for pid in rank_pids(self.binary, name):
+            tell(pid, signal.SIGKILL)
+        job.communicate()
+        wait_for(lambda: not rank_pids(self.binary, name), 60, "all ranks to be gone")
+
+    def long_evaluation(self, records: int) -> dict:
+        """Settings with the held-out data again and again: evaluating takes long enough to be caught at it. `plan` has
+        made the cache of it."""
+        path = self.folder / f"heldout{records}.jsonl"
+        settings = {"test_datasets": f"[{{path: {path}, type: chat_template}}]"}
+        lines = (self.folder / "heldout.jsonl").read_text().splitlines()
+        path.write_text("".join(line + "\n" for line in itertools.islice(itertools.cycle(lines), records)))
+        self.run(1, "long_evaluation", settings, verb="plan")
+        return settings
 
     def output(self, name: str) -> pathlib.Path:
         return self.folder / "runs" / name
@@ -121,12 +144,12 @@ def rank_pids(binary: str, mark: str) -> list[int]:
         if not entry.name.isdigit():
             continue
         try:
-            words = (entry / "cmdline").read_bytes().decode().split("\0")
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             if words[0] != binary or not any(mark in word for word in words):
                 continue
             env = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
             rank = [int(e.split("=")[1]) for e in env if e.startswith("OMPI_COMM_WORLD_RANK=")]
-            found.append((rank[0] if rank else 0, int(entry.name)))
+            found.append((rank[0], int(entry.name)))
         except (OSError, IndexError):
             continue
     return [pid for _, pid in sorted(found)]

@@ -1,9 +1,8 @@
 """What users and machines do wrong: the exit code, one clear message, no hang, nothing half-written."""
 import shutil
-import signal
 import subprocess
 
-from tiny_run import Runner, one_error, rank_pids, run_checks, tell, wait_for
+from tiny_run import HUNG, Runner, one_error, rank_pids, run_checks, wait_for
 
 
 def refused(runner: Runner, settings: dict, code: int, *parts: str) -> None:
@@ -54,7 +53,7 @@ def check_ranks_differ(runner: Runner) -> None:
                        f'exec {runner.binary} "$@"\n')
     wrapper.chmod(0o755)
     command = [str(wrapper) if part == runner.binary else part for part in runner.command(2, "differ")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG)
     assert done.returncode == 2, done.stdout + done.stderr
     one_error(done.stderr, "rank 1: ", "learning_rate")
     print("ranks with different configurations: exit code 2, rank and key named")
@@ -91,14 +90,11 @@ def check_checkpoints(runner: Runner) -> None:
 
 
 def check_two_jobs(runner: Runner) -> None:
-    job = runner.start(1, "shared", {"max_steps": 400})
-    wait_for(lambda: (runner.output("shared") / "metrics.jsonl").exists(), 60, "the first job")
+    job = runner.start(1, "shared", {"max_steps": 1000000})
+    wait_for(lambda: (runner.output("shared") / "metrics.jsonl").exists(), HUNG, "the first job")
     holder = rank_pids(runner.binary, "shared")[0]
     one_error(runner.run(1, "shared", expect=2), f"shared is in use by process {holder} on ")
-    job.kill()
-    for pid in rank_pids(runner.binary, "shared"):
-        tell(pid, signal.SIGKILL)
-    job.wait()
+    runner.kill(job, "shared")
     print("a second job in the same output_dir: exit code 2")
 
 
@@ -108,7 +104,7 @@ def check_disk_full(runner: Runner) -> None:
     small.mkdir()
     script = (f"mount -t tmpfs -o size=300k none {small} && exec " +
               " ".join(f"'{part}'" for part in runner.command(2, "x", {"output_dir": small, "save_total_limit": 0})))
-    done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, timeout=HUNG)
     text = done.stdout + done.stderr
     if "unshare:" in text or "mount:" in text:
         print("SKIPPED disk full: no mount namespaces here")

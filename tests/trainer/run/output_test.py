@@ -5,7 +5,7 @@ import os
 import pty
 import subprocess
 
-from tiny_run import Runner, run_checks
+from tiny_run import HUNG, Runner, run_checks
 
 FILES = {"adapter", "answers.json", "config.yaml", "latest", "metrics.jsonl", "summary.json", "trainer_state.json"}
 RESULTS = ("summary.json", "answers.json", "trainer_state.json", "adapter")
@@ -67,7 +67,7 @@ def check_terminal(runner: Runner) -> None:
             printed += piece
             if not piece or not watched:
                 break
-        assert job.wait(60) == 0, printed
+        assert job.wait(HUNG) == 0, printed
         os.close(ours)
         bar = b"\rstep 3/3 [====" in printed
         assert bar == watched and (b"\x1b[K" in printed) == watched, printed

@@ -201,7 +201,7 @@ TEST(DeviceGradientReducer, SaysHowLongTheStreamWaitedForALateRank) {
   ASSERT_TRUE(reducer.ok()) << reducer.status();
   EXPECT_EQ((*reducer)->exposed_seconds(), 0);
   ASSERT_TRUE(job->Barrier().ok());
-  if (job->rank() == 0) absl::SleepFor(absl::Milliseconds(300));
+  if (job->rank() == 0) absl::SleepFor(absl::Seconds(2));  // Others may begin to wait late too.
   ASSERT_NO_FATAL_FAILURE(
       RunDeviceStep(layout, 0, job->world_size(), stream.get(), reducer->get()));
   ASSERT_TRUE((*reducer)->FinishStep().ok());

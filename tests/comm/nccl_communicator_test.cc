@@ -13,6 +13,9 @@ namespace {
 
 using testing::HasSubstr;
 
+// The deadline where it is what finds a fault: so much may the sound ranks be apart.
+constexpr absl::Duration kShort = absl::Seconds(3);
+
 class NcclCommunicatorTest : public testing::Test {
  protected:
   NcclCommunicatorTest() {
@@ -91,10 +94,9 @@ TEST_F(NcclCommunicatorTest, SelfTestSeesOneWrongByteOnOneRank) {
 
 TEST_F(NcclCommunicatorTest, NamesTheRankWhoseInitialisationNeverEnds) {
   const absl::Time start = absl::Now();
-  EXPECT_THAT(
-      std::string(CreateWith({.rank = 1, .init_hangs = 1}, 3, absl::Seconds(0.5)).message()),
-      HasSubstr("NCCL does not connect the 3 ranks: rank 1 not ready within 500ms"));
-  EXPECT_LT(absl::Now() - start, absl::Seconds(10));
+  EXPECT_THAT(std::string(CreateWith({.rank = 1, .init_hangs = 1}, 3, kShort).message()),
+              HasSubstr("NCCL does not connect the 3 ranks: rank 1 not ready within 3s"));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(30));
 }
 
 // After the self-test's three groups of one size; `rank_body` gets a communicator that works so
@@ -105,7 +107,7 @@ void RunWith(const cudahost::NcclFaults& faults, int ranks,
   RunOnThreads(ranks, absl::Seconds(60), [&](Communicator& host) {
     NcclCommunicatorOptions options = QuickOptions(host);
     options.self_test_elems = {2};
-    options.timeout = absl::Seconds(0.5);
+    options.timeout = absl::Seconds(10);
     auto comm = NcclCommunicator::Create(options);
     ASSERT_TRUE(comm.ok()) << comm.status();
     rank_body(host, **comm);
@@ -147,16 +149,18 @@ TEST_F(NcclCommunicatorTest, AnAsynchronousErrorNamesRankBucketAndWhatWasDoneLas
 TEST_F(NcclCommunicatorTest, ARankThatDoesNotComeIsNoticedByAge) {
   RunWith({.rank = 1, .vanish_at = 3, .silent = 1}, 2,
           [](Communicator& host, DeviceCommunicator& comm) {
+            comm.set_timeout(kShort);
             const absl::Time start = absl::Now();
             const absl::Status bad = GatherOnce(host, comm, "bucket 0");
             EXPECT_EQ(core::KindOf(bad), core::ErrorKind::kPeer);
-            EXPECT_THAT(std::string(bad.message()), HasSubstr("not complete within 500ms"));
-            EXPECT_LT(absl::Now() - start, absl::Seconds(10));
+            EXPECT_THAT(std::string(bad.message()), HasSubstr("not complete within 3s"));
+            EXPECT_LT(absl::Now() - start, absl::Seconds(30));
           });
 }
 
 TEST_F(NcclCommunicatorTest, AnEndThatNeverComesIsGivenUp) {
   RunWith({.rank = 0, .finalize_hangs = 1}, 2, [](Communicator&, DeviceCommunicator& comm) {
+    comm.set_timeout(kShort);
     const absl::Status bad = comm.Finalize();
     // The other rank may see that this one has given up, and end well.
     if (comm.rank() == 1 && bad.ok()) return;
@@ -168,6 +172,7 @@ TEST_F(NcclCommunicatorTest, AnEndThatNeverComesIsGivenUp) {
 TEST_F(NcclCommunicatorTest, AStreamThatTheProgramWaitsForIsFreed) {
   RunWith({.rank = 1, .vanish_at = 3, .silent = 1}, 2,
           [](Communicator& host, DeviceCommunicator& comm) {
+            comm.set_timeout(kShort);
             DeviceMemory memory(host);
             const std::span<float> all = memory.Put(std::vector<float>(16));
             const std::span<float> mine = all.subspan(static_cast<size_t>(comm.rank()) * 8, 8);
@@ -184,6 +189,7 @@ TEST_F(NcclCommunicatorTest, ARankThatIsLateIsWaitedFor) {
   RunWith({.rank = 1, .delay_at = 3, .delay_ms = 200}, 2,
           [](Communicator& host, DeviceCommunicator& comm) {
             const absl::Time start = absl::Now();
+            EXPECT_TRUE(host.Barrier().ok());  // The delay of the one begins after both starts.
             const absl::Status late = GatherOnce(host, comm, "bucket 0");
             EXPECT_TRUE(late.ok()) << late;
             EXPECT_GE(absl::Now() - start, absl::Milliseconds(190));

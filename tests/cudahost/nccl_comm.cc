@@ -117,6 +117,8 @@ ncclResult_t Comm::ProgressFinalize() {
     if (segment_->block(r).finalized.load() == 0 && segment_->block(r).lost.load() == 0)
       return ncclInProgress;
   }
+  // A rank that is lost may have told of an error first.
+  if (ErrorLocked() != ncclSuccess) return async_error_;
   phase_ = Phase::kFinalized;
   return ncclSuccess;
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
@@ -28,13 +29,15 @@ using internal::Watchdog;
 
 constexpr int kPeerExitCode = static_cast<int>(core::ErrorKind::kPeer);
 
-// MPI_Abort and MPI_Finalize take well below a second where nothing is broken.
-constexpr absl::Duration kEndLimit = absl::Seconds(10);
+// MPI_Abort and MPI_Finalize take well below a second where nothing is broken. A job that ends in
+// order has more time, for a machine that is busy.
+constexpr absl::Duration kAbortLimit = absl::Seconds(10);
+constexpr absl::Duration kFinalizeLimit = absl::Seconds(60);
 
 // How long a rank that should not report an error waits for the one that should. That one ends the
-// job as soon as it has spoken, so nobody waits that long unless it can't speak; then the others
-// try one after another.
-constexpr absl::Duration kReporterLimit = absl::Seconds(3);
+// job as soon as it has spoken (mpirun sends SIGTERM a second later), so nobody waits that long
+// unless it can't speak; then the others try one after another.
+constexpr absl::Duration kReporterLimit = absl::Seconds(5);
 
 bool MpiIsUp() {
   int initialized = 0;
@@ -105,7 +108,7 @@ class MpiRank : public internal::ExchangeCommunicator {
     if (finalized_) return absl::OkStatus();
     BITSHARD_RETURN_IF_ERROR(ExchangeFinalize());
     // Every rank is here, so what follows ends soon.
-    const Watchdog watchdog(kEndLimit, "MPI_Finalize does not return", kPeerExitCode);
+    const Watchdog watchdog(kFinalizeLimit, "MPI_Finalize does not return", kPeerExitCode);
     finalized_ = true;
     engine_.reset();
     return owns_mpi_ ? MpiStatus(MPI_Finalize(), "MPI_Finalize") : absl::OkStatus();
@@ -191,7 +194,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> MpiCommunicator::Create(
 
 void MpiAbort(int exit_code) {
   std::fflush(nullptr);
-  const Watchdog watchdog(kEndLimit, "MPI_Abort does not return", exit_code);
+  const Watchdog watchdog(kAbortLimit, "MPI_Abort does not return", exit_code);
   if (MpiIsUp()) MPI_Abort(MPI_COMM_WORLD, exit_code);
   _exit(exit_code);
 }
@@ -204,6 +207,8 @@ void EndJob(Communicator* comm, const absl::Status& status, const std::string& t
     reporter = comm->reporting_rank();
   }
   if (comm->rank() != reporter) {
+    // The program's own handler may only take a note, and this rank then speak as well.
+    (void)std::signal(SIGTERM, SIG_DFL);
     absl::SleepFor(kReporterLimit + std::min(comm->rank(), 20) * absl::Milliseconds(200));
   }
   std::fprintf(stderr, "%s\n", text.c_str());

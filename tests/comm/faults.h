@@ -24,19 +24,21 @@ inline absl::Status Gather(Communicator* comm, const std::string& name, size_t b
   return comm->AllGather(mine, gathered, name);
 }
 
-/// Runs a few good collectives, then `fault` on the last rank. Returns what this rank's collective
-/// says; the last rank's own answer in "leave" is OK.
-inline absl::Status RunFault(const std::string& fault, Communicator* comm) {
+/// Runs a few good collectives, then `fault` on the last rank, with a deadline of `timeout` from
+/// then on. Returns what this rank's collective says; the last rank's own answer in "leave" is OK.
+inline absl::Status RunFault(const std::string& fault, absl::Duration timeout, Communicator* comm) {
   const bool culprit = comm->rank() == comm->world_size() - 1;
   for (int i = 0; i < 3; ++i) {
     const absl::Status status = Gather(comm, "good");
     if (!status.ok()) return status;
   }
+  comm->set_timeout(timeout);
   // A collective that is already complete can be dropped without harm: the others come later.
-  if (!culprit && fault == "drop") absl::SleepFor(absl::Milliseconds(300));
+  while (!culprit && fault == "drop" && comm->reporting_rank() == 0)
+    absl::SleepFor(absl::Milliseconds(5));
   if (!culprit) return Gather(comm, "parameters");
   if (fault == "late") {
-    absl::SleepFor(absl::Seconds(2.5));
+    absl::SleepFor(2 * timeout);
     return Gather(comm, "parameters");
   }
   if (fault == "leave") return absl::OkStatus();

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <malloc.h>
 
+#include <latch>
+
 #include "absl/time/clock.h"
 #include "core/error.h"
 #include "tests/comm/reducer_reference.h"
@@ -170,16 +172,18 @@ TEST(GradientReducer, NamesAMissingOrRepeatedTensor) {
 
 TEST(GradientReducer, LateRankIsNamed) {
   const core::FlatLayout layout = TestLayout();
+  std::latch done(1);
   RunOnThreads(2, absl::Milliseconds(200), [&](Communicator& comm) {
+    if (comm.rank() == 1) return done.wait();
     auto reducer = GradientReducer::Create(layout, ShardMap(layout, 2, 4 * kBucketBytes), &comm,
                                            {.micro_batches_per_step = 2});
-    ASSERT_TRUE(reducer.ok());
-    if (comm.rank() == 1) return absl::SleepFor(absl::Milliseconds(600));
+    EXPECT_TRUE(reducer.ok());
     RunStep(layout, comm, 0, 2, reducer->get());
     const absl::Status status = (*reducer)->FinishStep().status();
     EXPECT_EQ(core::KindOf(status), core::ErrorKind::kPeer);
     EXPECT_THAT(std::string(status.message()),
                 HasSubstr("\"gradient bucket 0\": rank 1 did not arrive within 200ms"));
+    done.count_down();
   });
 }
 

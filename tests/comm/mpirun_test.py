@@ -94,7 +94,8 @@ class Mpirun(unittest.TestCase):
     def test_input_goes_to_rank_0(self) -> None:
         # Both ranks exit with 0: mpirun ends the other ranks of a job in which one failed, and drops what they print.
         job = subprocess.run([ARGS.mpirun, "-n", "2", "bash", "-c", 'echo "rank $OMPI_COMM_WORLD_RANK got <$(cat)>"'],
-                             input="some text", text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=MOST_SECONDS)
+                             input="some text", text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             timeout=MOST_SECONDS)
         self.assertEqual(job.returncode, 0, job.stdout)
         self.assertIn("rank 0 got <some text>", job.stdout)
         self.assertIn("rank 1 got <>", job.stdout)

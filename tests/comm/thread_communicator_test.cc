@@ -1,5 +1,7 @@
 #include "comm/thread_communicator.h"
 
+#include <latch>
+
 #include "tests/comm/communicator_conformance.h"
 #include "tests/comm/faults.h"
 #include "tests/comm/world.h"
@@ -29,11 +31,11 @@ struct Outcome {
   std::vector<int> reporting_rank = std::vector<int>(3);
 };
 
-Outcome RunFaultOnThreads(const std::string& fault) {
+Outcome RunFaultOnThreads(const std::string& fault, absl::Duration timeout = absl::Seconds(60)) {
   Outcome outcome;
-  RunOnThreads(3, absl::Seconds(1), [&](Communicator& comm) {
+  RunOnThreads(3, absl::Seconds(60), [&](Communicator& comm) {
     const size_t rank = static_cast<size_t>(comm.rank());
-    outcome.status[rank] = RunFault(fault, &comm);
+    outcome.status[rank] = RunFault(fault, timeout, &comm);
     if (fault == "leave" && rank == 2) return;
     outcome.later[rank] = comm.Barrier();
     outcome.reporting_rank[rank] = comm.reporting_rank();
@@ -42,11 +44,12 @@ Outcome RunFaultOnThreads(const std::string& fault) {
 }
 
 TEST(ThreadCommunicator, NamesTheRankThatIsLate) {
-  const Outcome outcome = RunFaultOnThreads("late");
+  // So much may the two ranks that are in time be apart.
+  const Outcome outcome = RunFaultOnThreads("late", absl::Seconds(3));
   for (size_t rank = 0; rank < 3; ++rank) {
     EXPECT_EQ(core::KindOf(outcome.status[rank]), core::ErrorKind::kPeer);
     EXPECT_THAT(std::string(outcome.status[rank].message()),
-                HasSubstr("all-gather \"parameters\": rank 2 did not arrive within 1s"));
+                HasSubstr("all-gather \"parameters\": rank 2 did not arrive within 3s"));
     EXPECT_EQ(outcome.later[rank], outcome.status[rank]) << "the first error stays";
     EXPECT_EQ(outcome.reporting_rank[rank], 0);
   }
@@ -98,11 +101,13 @@ TEST(ThreadCommunicator, ADroppedWorkFailsTheCommunicator) {
 }
 
 TEST(ThreadCommunicator, TheDeadlineCanBeChanged) {
-  RunOnThreads(2, absl::Seconds(60), [](Communicator& comm) {
+  std::latch done(1);
+  RunOnThreads(2, absl::Seconds(60), [&done](Communicator& comm) {
     comm.set_timeout(absl::Milliseconds(100));
-    if (comm.rank() == 1) return absl::SleepFor(absl::Milliseconds(400));
+    if (comm.rank() == 1) return done.wait();  // One that has left would be called so.
     EXPECT_THAT(std::string(comm.Barrier().message()),
                 HasSubstr("rank 1 did not arrive within 100ms"));
+    done.count_down();
   });
 }
 

@@ -139,7 +139,7 @@ while :; do
   ((interrupted)) || break
 done
 if ((signals == 1 && status == 128 + $(kill -l USR1))); then
-  echo "mpirun.sh: the signal came before the ranks could save: it has ended them" >&2
+  echo "$NAME: the signal came before the ranks could save: it has ended them" >&2
   status=143
 fi
 exit "$status"

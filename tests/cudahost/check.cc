@@ -1,5 +1,6 @@
 #include "tests/cudahost/check.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -71,10 +72,10 @@ std::string EventText(const Event& event) {
 
 [[noreturn]] void DieOfRace(const Event& event, uintptr_t bad, uint64_t other, bool other_reads) {
   Die([&event, bad, other, other_reads] {
-    const uint64_t flags = FlagsOf(other);
-    const std::string what = other_reads ? flags == kOneReader ? "read" : "read (one of several)"
-                             : (flags & kAtomicWriter) != 0 ? "atomic update"
-                                                            : "write";
+    const bool alone = ReadersOf(other) == kOneReader;
+    const std::string what = other_reads ? alone ? "read" : "read (one of several)"
+                             : HasFlag(other, kAtomicWriter) ? "atomic update"
+                                                             : "write";
     return "race: " + EventText(event) + ": " + DescribeThisThread() + "\n  with the " + what +
            " at " + SourceLineOf(PcOf(other)) + ": " +
            DescribeThread(BlockAt(TickOf(other)), ThreadOf(other)) + "\n  " + PlaceText(bad);
@@ -83,7 +84,7 @@ std::string EventText(const Event& event) {
 
 void CheckRecord(const Event& event, uintptr_t p, uint64_t access, uint32_t floor, Record* record) {
   const bool both_atomic =
-      event.access == Access::kAtomic && (FlagsOf(record->writer) & kAtomicWriter) != 0;
+      event.access == Access::kAtomic && HasFlag(record->writer, kAtomicWriter);
   if (!both_atomic && ConflictsWithWriter(record->writer, floor)) [[unlikely]] {
     DieOfRace(event, p, record->writer, false);
   }
@@ -99,11 +100,30 @@ void CheckRecord(const Event& event, uintptr_t p, uint64_t access, uint32_t floo
 
 // From now on the words of the quad have records of their own.
 void SplitQuad(uintptr_t p) {
-  Record* quad = QuadRecord(p);
-  if (quad->reader == kSplit || p - kRegion < kSharedBytes) return;
-  Record* words = WordRecord(p & ~uintptr_t{15});
-  for (int i = 0; i < 4; ++i) words[i] = *quad;
-  quad->reader = kSplit;
+  uint64_t* quad = QuadRecord(p);
+  if (*quad == kSplit || p - kRegion < kSharedBytes) return;
+  const uint64_t access = WithoutFlags(*quad, kWritten | kPlain);
+  const Record of_word = HasFlag(*quad, kWritten) ? Record{access, 0} : Record{0, access};
+  std::fill_n(WordRecord(p & ~uintptr_t{15}), 4, of_word);
+  *quad = kSplit;
+}
+
+// Whether the quad's record can hold what was and what is; if so, it does.
+bool CheckWholeQuad(const Event& event, uintptr_t p, uint64_t access, uint32_t floor) {
+  uint64_t* quad = QuadRecord(p);
+  const uint64_t before = *quad;
+  if (before == kSplit || event.access == Access::kAtomic) return false;
+  const bool written = HasFlag(before, kWritten);
+  if (written && ConflictsWithWriter(before, floor)) DieOfRace(event, p, before, false);
+  if (event.access == Access::kWrite) {
+    if (!written && ConflictsWithReader(before, floor)) DieOfRace(event, p, before, true);
+    *quad = WithFlags(access, kWritten);
+  } else if (!written || TickOf(before) < floor) {
+    *quad = written ? access : MergeReader(before, access, floor);
+  } else if (!SameThreadAndTick(before, access)) {
+    return false;
+  }
+  return true;
 }
 
 void CheckByte(const Event& event, uintptr_t p, uint64_t access, uint32_t floor) {
@@ -128,14 +148,11 @@ void CheckWord(const Event& event, uintptr_t p, uint64_t access, uint32_t floor)
 }
 
 void CheckQuad(const Event& event, uintptr_t p, uint64_t access, uint32_t floor) {
-  Record* quad = QuadRecord(p);
-  if (quad->reader != kSplit) [[likely]] {
-    CheckRecord(event, p, access, floor, quad);
-    return;
-  }
+  if (CheckWholeQuad(event, p, access, floor)) return;
+  SplitQuad(p);
   for (uintptr_t i = 0; i < 16; i += 4) CheckWord(event, p + i, access, floor);
   // As in CheckWord.
-  if (event.access != Access::kRead) *quad = {WordRecord(p)->writer, 0};
+  if (event.access == Access::kWrite) *QuadRecord(p) = WithFlags(access, kWritten);
 }
 
 void CheckRaces(const Event& event) {

@@ -25,36 +25,33 @@ CUDAHOST_FAST bool FastWriterOrdered(uint64_t writer, uint64_t floor) {
   return writer >= g_clock.block_word;
 }
 
-// The same of readers, when the running thread writes.
+// The same of readers, when the running thread writes. Of a quad it is right for a write, too,
+// which has no readers.
 CUDAHOST_FAST bool FastReadersOrdered(uint64_t reader, uint64_t floor) {
   if (reader < floor) return true;
   if (reader >= g_clock.barrier_word) {
-    return SameThread(reader, g_clock.access) && FlagsOf(reader) == kOneReader;
+    return SameThread(reader, g_clock.access) && ReadersOf(reader) == kOneReader;
   }
-  return reader >= g_clock.block_word && FlagsOf(reader) != kSeveralBlocks;
+  return reader >= g_clock.block_word && ReadersOf(reader) != kSeveralBlocks;
 }
 
-// MergeReader (check_record.h); false for a word whose bytes have records of their own.
-CUDAHOST_FAST bool FastMergeReader(Record* record, uint64_t access, uint64_t floor) {
-  const uint64_t before = record->reader;
-  uint64_t flags = 0;
-  if (before >= floor) {
-    flags = FlagsOf(before);
-    if (flags == kSeveralBlocks) return before != kSplit;
-    if (before < g_clock.block_word) {
-      flags = kSeveralBlocks;
-    } else if (before < g_clock.barrier_word) {
-      flags = kOneReader;
-    } else if (flags == kSeveralWarps) {
-      return true;
-    } else if (!SameWarp(before, access)) {
-      flags = kSeveralWarps;
-    } else if (!SameThread(before, access)) {
-      flags = TickOf(before) < g_clock.warp->full_sync ? kOneReader : kSeveralLanes;
-    }
-  }
-  record->reader = WithFlags(access, flags);
-  return true;
+// Whether nothing changes when one more thread reads: all blocks, or since the last barrier all
+// warps, have to be thought readers as it is. Then no write has been let through since, and the one
+// before them was found to be ordered with any reader.
+CUDAHOST_FAST bool ReadByAll(uint64_t reader, uint64_t floor) {
+  if (reader < floor || reader == kSplit) return false;
+  const uint64_t readers = ReadersOf(reader);
+  return readers == kSeveralBlocks || (readers == kSeveralWarps && reader >= g_clock.barrier_word);
+}
+
+// MergeReader (check_record.h), for readers that are not ReadByAll.
+CUDAHOST_FAST uint64_t FastMergeReader(uint64_t before, uint64_t access, uint64_t floor) {
+  if (before < floor) return access;
+  if (before < g_clock.block_word) return WithFlags(access, kSeveralBlocks);
+  if (before < g_clock.barrier_word) return access;
+  if (!SameWarp(before, access)) return WithFlags(access, kSeveralWarps);
+  if (SameThread(before, access)) return WithFlags(access, ReadersOf(before));
+  return TickOf(before) < g_clock.warp->full_sync ? access : WithFlags(access, kSeveralLanes);
 }
 
 // Whether all kBytes bytes are live, initialised and only kernels' to see; a write makes them
@@ -71,61 +68,79 @@ CUDAHOST_FAST bool FastStates(uintptr_t p) {
   return true;
 }
 
-// A word of shared memory: what this block wrote is live and initialised.
+// The record of a word of which the states are known to be right.
 template <bool kWrite>
-CUDAHOST_FAST bool FastShared(uintptr_t p, Record* record, uint64_t access) {
-  const uint64_t floor = g_clock.block_word;
-  if (record->writer < floor) {
-    if (!kWrite || record->reader == kSplit || !FastStates<4, true>(p)) return false;
-  } else if (!FastWriterOrdered(record->writer, floor)) {
-    return false;
+CUDAHOST_FAST bool FastRecord(Record* record, uint64_t access, uint64_t floor) {
+  if (!FastWriterOrdered(record->writer, floor)) return false;
+  if (!kWrite) {
+    if (record->reader == kSplit) return false;
+    record->reader = FastMergeReader(record->reader, access, floor);
+    return true;
   }
-  if (!kWrite) return FastMergeReader(record, access, floor);
   if (!FastReadersOrdered(record->reader, floor)) return false;
   record->writer = access;
   return true;
 }
 
-// What is touched for the first time in a launch lies in memory, and the block's other threads
-// will want what lies beside it.
-CUDAHOST_FAST void FetchNeighbours(uintptr_t p, const Record* record) {
-  constexpr uintptr_t kLine = 64;
-  const char* data = reinterpret_cast<const char*>(p);
-  const char* records = reinterpret_cast<const char*>(record);
-  const uint8_t* states = StatesAt(p);
-  for (uintptr_t line = 1; line <= 2; ++line) {
-    __builtin_prefetch(data + line * kLine);
-    __builtin_prefetch(records + line * kLine, 1);
-    __builtin_prefetch(states + line * kLine);
+// A word of shared memory: what this block wrote is live and initialised.
+template <bool kWrite>
+CUDAHOST_FAST bool FastShared(uintptr_t p, uint64_t access) {
+  const uint64_t floor = g_clock.block_word;
+  Record* record = WordRecord(p);
+  if (!kWrite && ReadByAll(record->reader, floor)) return true;
+  if (record->writer < floor) {
+    if (!kWrite || record->reader == kSplit || !FastStates<4, true>(p)) return false;
   }
+  return FastRecord<kWrite>(record, access, floor);
 }
 
-// A word or a quad of device memory.
-template <size_t kBytes, bool kWrite>
-CUDAHOST_FAST bool FastDevice(uintptr_t p, Record* record, uint64_t access) {
+// A word of device memory.
+template <bool kWrite>
+CUDAHOST_FAST bool FastWord(uintptr_t p, uint64_t access) {
   const uint64_t floor = g_clock.launch_word;
-  const uint64_t writer = record->writer;
-  if (kBytes == 16 && (writer | record->reader) < floor) FetchNeighbours(p, record);
-  if ((FlagsOf(writer) & kPlain) == 0) {
-    if (record->reader == kSplit) return false;
-    constexpr size_t kPart = kBytes == 16 ? 8 : 4;
-    if (!FastStates<kPart, kWrite>(p)) return false;
-    if (kBytes == 16 && !FastStates<8, kWrite>(p + 8)) return false;
-    record->writer = WithFlags(writer, kPlain);
+  Record* record = WordRecord(p);
+  if (HasFlag(record->writer, kPlain)) {
+    if (!kWrite && ReadByAll(record->reader, floor)) return true;
+  } else {
+    if (record->reader == kSplit || (*PlainLine(p) == 0 && !FastStates<4, kWrite>(p))) return false;
+    record->writer = WithFlags(record->writer, kPlain);
   }
-  if (!FastWriterOrdered(writer, floor)) return false;
-  if (!kWrite) return FastMergeReader(record, access, floor);
-  if (!FastReadersOrdered(record->reader, floor)) return false;
-  record->writer = WithFlags(access, kPlain);
+  return FastRecord<kWrite>(record, kWrite ? WithFlags(access, kPlain) : access, floor);
+}
+
+// What is touched for the first time in a launch lies in memory, and the block's other threads
+// will want what lies beside it.
+CUDAHOST_FAST void FetchNeighbours(uintptr_t p, const uint64_t* record) {
+  const char* data = reinterpret_cast<const char*>(p);
+  __builtin_prefetch(reinterpret_cast<const char*>(record) + kLineBytes, 1);
+  for (uintptr_t line = 1; line <= 2; ++line) __builtin_prefetch(data + line * kLineBytes);
+}
+
+// A quad of device memory that is not split.
+template <bool kWrite>
+CUDAHOST_FAST bool FastQuad(uintptr_t p, uint64_t* record, uint64_t access) {
+  const uint64_t floor = g_clock.launch_word;
+  const uint64_t before = *record;
+  if (before < floor) FetchNeighbours(p, record);
+  if (!HasFlag(before, kPlain) && *PlainLine(p) == 0 &&
+      !(FastStates<8, kWrite>(p) && FastStates<8, kWrite>(p + 8))) {
+    return false;
+  }
+  if (kWrite) {
+    if (!FastReadersOrdered(before, floor)) return false;
+    *record = WithFlags(access, kPlain | kWritten);
+  } else if (before >= floor && HasFlag(before, kWritten)) {
+    return SameThreadAndTick(before, access);
+  } else if (!ReadByAll(before, floor)) {
+    *record = WithFlags(FastMergeReader(before, access, floor), kPlain);
+  }
   return true;
 }
 
 // Whether the words of a quad have records of their own; makes a quad so that was never touched.
-CUDAHOST_FAST bool FastSplit(Record* quad) {
-  if (quad->reader == kSplit) return true;
-  if ((quad->reader | quad->writer) != 0) return false;
-  quad->reader = kSplit;
-  return true;
+CUDAHOST_FAST bool FastSplit(uint64_t* quad) {
+  if (*quad == 0) *quad = kSplit;
+  return *quad == kSplit;
 }
 
 // kBytes < 4: bytes whose word has been touched in parts before.
@@ -133,15 +148,9 @@ template <size_t kBytes, bool kWrite>
 CUDAHOST_FAST bool FastBytes(uintptr_t p, const Record* word, uint64_t access) {
   if (word->reader != kSplit || !FastStates<kBytes, kWrite>(p)) return false;
   const uint64_t floor = p - kRegion < kSharedBytes ? g_clock.block_word : g_clock.launch_word;
-  Record* bytes = ByteRecord(p);
-  for (size_t i = 0; i < kBytes; ++i) {
-    if (!FastWriterOrdered(bytes[i].writer, floor)) return false;
-    if (!kWrite) {
-      if (!FastMergeReader(bytes + i, access, floor)) return false;
-    } else {
-      if (!FastReadersOrdered(bytes[i].reader, floor)) return false;
-      bytes[i].writer = access;
-    }
+  for (Record* byte = ByteRecord(p); byte != ByteRecord(p + kBytes); ++byte) {
+    if (!kWrite && ReadByAll(byte->reader, floor)) continue;
+    if (!FastRecord<kWrite>(byte, access, floor)) return false;
   }
   return true;
 }
@@ -170,7 +179,7 @@ template <size_t kBytes, bool kWrite>
 [[gnu::noinline]] void CheckShared(uintptr_t p, uintptr_t pc) {
   const uint64_t access = ThisAccess(pc);
   for (size_t i = 0; i < kBytes; i += 4) {
-    if (!FastShared<kWrite>(p + i, WordRecord(p + i), access)) {
+    if (!FastShared<kWrite>(p + i, access)) {
       return CheckSlowly<kBytes, kWrite>(p, pc);
     }
   }
@@ -186,7 +195,7 @@ template <size_t kBytes, bool kWrite>
     return CheckFirst<kBytes, kWrite>(p, pc);
   }
   for (size_t i = 0; i < kBytes; i += 4) {
-    if (!FastDevice<4, kWrite>(p + i, WordRecord(p + i), access)) {
+    if (!FastWord<kWrite>(p + i, access)) {
       return CheckSlowly<kBytes, kWrite>(p, pc);
     }
   }
@@ -208,12 +217,12 @@ CUDAHOST_FAST void CheckRegion(uintptr_t p, uintptr_t pc) {
     CheckParts<kBytes, kWrite>(p, pc);
   } else {
     if (p - kRegion < kSharedBytes) return CheckShared<kBytes, kWrite>(p, pc);
-    Record* quad = QuadRecord(p);
-    if (kBytes == 16 && quad->reader != kSplit) {
-      if (quad->reader == 0 && *QuadsBrought(reinterpret_cast<uintptr_t>(quad)) == 0) [[unlikely]] {
+    uint64_t* quad = QuadRecord(p);
+    if (kBytes == 16 && *quad != kSplit) {
+      if (*quad == 0 && *QuadsBrought(reinterpret_cast<uintptr_t>(quad)) == 0) [[unlikely]] {
         return CheckFirst<kBytes, kWrite>(p, pc);
       }
-      if (FastDevice<16, kWrite>(p, quad, ThisAccess(pc))) [[likely]]
+      if (FastQuad<kWrite>(p, quad, ThisAccess(pc))) [[likely]]
         return;
     } else if (kBytes == 16 || FastSplit(quad)) {
       return CheckWords<kBytes, kWrite>(p, pc);
@@ -230,14 +239,14 @@ CUDAHOST_FAST bool FastRange(uintptr_t p, size_t bytes, uintptr_t pc) {
   const bool shared = p - kRegion < kSharedBytes;
   for (const uintptr_t end = p + bytes; p < end; p += 4) {
     if (shared) {
-      if (!FastShared<kWrite>(p, WordRecord(p), access)) return false;
+      if (!FastShared<kWrite>(p, access)) return false;
       continue;
     }
-    Record* quad = QuadRecord(p);
-    if (p % 16 == 0 && end - p >= 16 && quad->reader != kSplit) {
-      if (!FastDevice<16, kWrite>(p, quad, access)) return false;
+    uint64_t* quad = QuadRecord(p);
+    if (p % 16 == 0 && end - p >= 16 && *quad != kSplit) {
+      if (!FastQuad<kWrite>(p, quad, access)) return false;
       p += 12;
-    } else if (!FastSplit(quad) || !FastDevice<4, kWrite>(p, WordRecord(p), access)) {
+    } else if (!FastSplit(quad) || !FastWord<kWrite>(p, access)) {
       return false;
     }
   }

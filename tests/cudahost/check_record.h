@@ -1,6 +1,10 @@
 // One access in 64 bits, and the rules of clock.h on it.
 //
-//   63..36 tick   35..26 thread   25..24 flags   23..0 pc, its low bits
+//   63..38 tick   37..28 thread   27..24 flags   23..0 pc, its low bits
+//
+// A word, or a byte, has its last writer and its last reader. A quad has the last access alone: a
+// write stands for all that was ordered before it, and reads that follow reads need no writer. What
+// needs both, a read of what was written before, gives the words of the quad records of their own.
 #ifndef BITSHARD_TESTS_CUDAHOST_CHECK_RECORD_H_
 #define BITSHARD_TESTS_CUDAHOST_CHECK_RECORD_H_
 
@@ -26,21 +30,28 @@ struct Record {
   uint64_t reader;
 };
 
-// Flags of a reader: since the last write that they are ordered with, how many have read.
+inline constexpr int kTickShift = 38;
+inline constexpr int kThreadShift = 28;
+inline constexpr int kFlagShift = 24;
+
+// Of a reader: since the last write that they are ordered with, how many have read.
 inline constexpr uint64_t kOneReader = 0;
 inline constexpr uint64_t kSeveralLanes = 1;
 inline constexpr uint64_t kSeveralWarps = 2;
 inline constexpr uint64_t kSeveralBlocks = 3;
-// Flags of a writer, any of them. kPlain: all bytes of the word or quad were found to be
-// initialised device memory that only kernels can see. What ends that clears the record (heap.cc),
-// so that an access needs no look at the states.
+// Of a word's writer.
 inline constexpr uint64_t kAtomicWriter = 1;
-inline constexpr uint64_t kPlain = 2;
-// The reader of a quad whose words have records of their own, or of a word whose bytes have.
+// Of a word's writer, and of a quad: all its bytes were found to be initialised device memory that
+// only kernels can see. What ends that clears the record (heap.cc), so that an access needs no look
+// at the states.
+inline constexpr uint64_t kPlain = 4;
+// Of a quad: the access is a write. It has no readers then.
+inline constexpr uint64_t kWritten = 8;
+// A quad whose words have records of their own; the reader of a word whose bytes have.
 inline constexpr uint64_t kSplit = ~uint64_t{0};
 
-inline Record* QuadRecord(uintptr_t p) {
-  return reinterpret_cast<Record*>(kQuadRecords + (p - kRegion) / 16 * sizeof(Record));
+inline uint64_t* QuadRecord(uintptr_t p) {
+  return reinterpret_cast<uint64_t*>(kQuadRecords + (p - kRegion) / 16 * sizeof(uint64_t));
 }
 inline Record* WordRecord(uintptr_t p) {
   return reinterpret_cast<Record*>(kRecords + (p - kRegion) / 4 * sizeof(Record));
@@ -49,12 +60,23 @@ inline Record* ByteRecord(uintptr_t p) {
   return reinterpret_cast<Record*>(kByteRecords + (p - kRegion) * sizeof(Record));
 }
 
-inline uint32_t TickOf(uint64_t word) { return static_cast<uint32_t>(word >> 36); }
-inline uint32_t ThreadOf(uint64_t word) { return static_cast<uint32_t>(word >> 26) & 1023; }
-inline uint64_t FlagsOf(uint64_t word) { return word >> 24 & 3; }
-inline uint64_t WithFlags(uint64_t word, uint64_t flags) { return word | flags << 24; }
-inline bool SameThread(uint64_t a, uint64_t b) { return ((a ^ b) & uint64_t{1023} << 26) == 0; }
-inline bool SameWarp(uint64_t a, uint64_t b) { return ((a ^ b) & uint64_t{1023 & ~31} << 26) == 0; }
+inline uint32_t TickOf(uint64_t word) { return static_cast<uint32_t>(word >> kTickShift); }
+inline uint32_t ThreadOf(uint64_t word) {
+  return static_cast<uint32_t>(word >> kThreadShift) % kMaxThreads;
+}
+inline uint64_t ReadersOf(uint64_t word) { return word >> kFlagShift & kSeveralBlocks; }
+inline bool HasFlag(uint64_t word, uint64_t flag) { return (word & flag << kFlagShift) != 0; }
+inline uint64_t WithFlags(uint64_t word, uint64_t flags) { return word | flags << kFlagShift; }
+inline uint64_t WithoutFlags(uint64_t word, uint64_t flags) {
+  return word & ~(flags << kFlagShift);
+}
+inline bool SameThread(uint64_t a, uint64_t b) {
+  return ((a ^ b) & uint64_t{kMaxThreads - 1} << kThreadShift) == 0;
+}
+inline bool SameWarp(uint64_t a, uint64_t b) {
+  return ((a ^ b) & uint64_t{kMaxThreads - kLanes} << kThreadShift) == 0;
+}
+inline bool SameThreadAndTick(uint64_t a, uint64_t b) { return (a ^ b) >> kThreadShift == 0; }
 // 0 in a program of more than 16 MiB: it could be one of several.
 inline uintptr_t PcOf(uint64_t word) {
   constexpr uintptr_t kMask = 0xFFFFFF;
@@ -81,7 +103,7 @@ inline bool ConflictsWithWriter(uint64_t writer, uint32_t floor) {
 
 inline bool ConflictsWithReader(uint64_t reader, uint32_t floor) {
   if (TickOf(reader) < floor) return false;
-  const uint64_t flags = FlagsOf(reader);
+  const uint64_t flags = ReadersOf(reader);
   if (flags == kOneReader) return ConflictsWithWriter(reader, floor);
   if (flags == kSeveralBlocks || TickOf(reader) < g_clock.block) return true;
   if (TickOf(reader) < g_clock.barrier) return false;
@@ -94,7 +116,7 @@ inline bool ConflictsWithReader(uint64_t reader, uint32_t floor) {
 inline uint64_t MergeReader(uint64_t before, uint64_t access, uint32_t floor) {
   const uint32_t tick = TickOf(before);
   if (tick < floor) return access;
-  const uint64_t flags = FlagsOf(before);
+  const uint64_t flags = ReadersOf(before);
   if (tick < g_clock.block || flags == kSeveralBlocks) return WithFlags(access, kSeveralBlocks);
   if (tick < g_clock.barrier) return access;
   const uint32_t thread = ThreadOf(before);

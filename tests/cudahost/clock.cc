@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tests/cudahost/check_record.h"
 #include "tests/cudahost/shadow.h"
 
 namespace cudahost {
@@ -11,17 +12,17 @@ Clock g_clock;
 
 namespace {
 
-// Records keep 28 bits of a tick.
-constexpr uint32_t kLastTick = (1u << 28) - (1u << 24);
+// Records keep 26 bits of a tick.
+constexpr uint32_t kLastTick = (1u << 26) - (1u << 23);
 
 WarpClock g_warps[kMaxThreads / kLanes];
 
 uint32_t Tick() { return ++g_clock.now; }
 
 void SetWords() {
-  g_clock.launch_word = uint64_t{g_clock.launch} << 36;
-  g_clock.block_word = uint64_t{g_clock.block} << 36;
-  g_clock.barrier_word = uint64_t{g_clock.barrier} << 36;
+  g_clock.launch_word = uint64_t{g_clock.launch} << kTickShift;
+  g_clock.block_word = uint64_t{g_clock.block} << kTickShift;
+  g_clock.barrier_word = uint64_t{g_clock.barrier} << kTickShift;
 }
 
 }  // namespace
@@ -36,7 +37,7 @@ void ClockLaunch() {
 }
 
 void ClockBlock(uint64_t block, uint32_t threads) {
-  if (g_clock.now > kLastTick) {  // A launch of 100 million ticks: what its first half did is lost.
+  if (g_clock.now > kLastTick) {  // A launch of 60 million ticks: what its first half did is lost.
     ClearRecords();
     g_clock.now = 0;
     g_clock.launch = Tick();
@@ -93,7 +94,7 @@ void ClockSyncWarp(uint32_t warp, uint32_t mask, uint32_t all_lanes) {
 
 void ClockSwitchTo(uint32_t thread) {
   g_clock.thread = thread;
-  g_clock.access = uint64_t{g_clock.ticks[thread]} << 36 | uint64_t{thread} << 26;
+  g_clock.access = uint64_t{g_clock.ticks[thread]} << kTickShift | uint64_t{thread} << kThreadShift;
   g_clock.warp = &g_warps[thread / kLanes];
 }
 

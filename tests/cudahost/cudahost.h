@@ -30,6 +30,12 @@
 #define __shared__ _Pragma("GCC error \"declare shared memory with BITSHARD_SHARED\"")
 #undef __launch_bounds__
 #define __launch_bounds__(...)
+// What a kernel calls becomes a part of it, as with nvcc. The compiler then sees which of a
+// thread's own variables nobody else can reach, and calls no check for those.
+#if defined(__SANITIZE_THREAD__)
+#undef __global__
+#define __global__ __attribute__((flatten))
+#endif
 #undef __forceinline__
 #define __forceinline__ inline __attribute__((always_inline))
 

@@ -56,7 +56,8 @@ struct Pages {
 };
 constexpr Pages kRegionPages = {kRegion, kRegionBytes};
 constexpr Pages kStatePages = {kStates, kRegionBytes};
-constexpr Pages kQuadPages = {kQuadRecords, kRegionBytes};
+constexpr Pages kLinePages = {kPlainLines, kRegionBytes / kLineBytes};
+constexpr Pages kQuadPages = {kQuadRecords, kRegionBytes / 2};
 constexpr Pages kWordPages = {kRecords, kRegionBytes * 4};
 constexpr Pages kBytePages = {kByteRecords, kRegionBytes * 16};
 
@@ -104,15 +105,32 @@ void Discard(uintptr_t begin, size_t bytes) {
 }
 
 // What was never touched is not written: it takes no memory.
-void ClearPlain(Record* record) {
-  if ((FlagsOf(record->writer) & kPlain) != 0) record->writer &= ~WithFlags(0, kPlain);
+void ClearPlain(uint64_t* access) {
+  if (*access != kSplit && HasFlag(*access, kPlain)) *access = WithoutFlags(*access, kPlain);
 }
 
 // The next access of these bytes looks at their states.
 void ClearPlain(uintptr_t p, size_t bytes) {
   for (uintptr_t at = p & ~uintptr_t{15}; at < p + bytes; at += 4) {
     if (at % 16 == 0) ClearPlain(QuadRecord(at));
-    ClearPlain(WordRecord(at));
+    ClearPlain(&WordRecord(at)->writer);
+  }
+}
+
+// Of every line that these bytes are a part of.
+void ClearPlainLines(uintptr_t p, size_t bytes) {
+  if (bytes == 0) return;
+  std::memset(PlainLine(p), 0, static_cast<size_t>(PlainLine(p + bytes - 1) - PlainLine(p)) + 1);
+}
+
+// Of the lines in these bytes, which have become initialised: device memory, unless it is to be
+// seen in the states that it is not.
+void MarkPlainLines(uintptr_t p, size_t bytes) {
+  uint8_t plain[kLineBytes];
+  std::memset(plain, kLive | kInitialised, kLineBytes);
+  for (uintptr_t line = (p + kLineBytes - 1) / kLineBytes * kLineBytes;
+       line + kLineBytes <= p + bytes; line += kLineBytes) {
+    if (std::memcmp(StatesAt(line), plain, kLineBytes) == 0) *PlainLine(line) = 1;
   }
 }
 
@@ -140,7 +158,8 @@ size_t Distance(const Buffer& buffer, uintptr_t p) {
 void ReserveRegion() {
   static std::once_flag once;
   std::call_once(once, [] {
-    for (const Pages& pages : {kRegionPages, kStatePages, kQuadPages, kWordPages, kBytePages}) {
+    for (const Pages& pages :
+         {kRegionPages, kStatePages, kLinePages, kQuadPages, kWordPages, kBytePages}) {
       Map(pages);
     }
   });
@@ -196,12 +215,14 @@ void HeapFree(std::byte* data) {
   Buffer& buffer = it->second;
   buffer.live = false;
   std::memset(StatesAt(Address(data)), 0, buffer.bytes);
+  ClearPlainLines(Address(data), buffer.bytes);
   const uintptr_t offset = Address(data) - kRegion;
   Discard(Address(data), buffer.bytes);
   // Those records that are not in whole pages.
-  ClearPlain(Address(data), std::min(buffer.bytes, kPage));
-  if (buffer.bytes > kPage) ClearPlain(Address(data) + buffer.bytes - kPage, kPage);
-  Discard(kQuadRecords + offset, buffer.bytes);
+  constexpr size_t kOfPage = 2 * (kPage + kAlign);  // At least what a page of quad records is for.
+  ClearPlain(Address(data), std::min(buffer.bytes, kOfPage));
+  if (buffer.bytes > kOfPage) ClearPlain(Address(data) + buffer.bytes - kOfPage, kOfPage);
+  Discard(kQuadRecords + offset / 2, buffer.bytes / 2);
   Discard(kRecords + offset * 4, buffer.bytes * 4);
   Discard(kByteRecords + offset * 16, buffer.bytes * 16);
 }
@@ -257,6 +278,7 @@ void HeapMarkInitialised(const void* p, size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) {
     states[i] = static_cast<uint8_t>(states[i] | (states[i] & kLive) * kInitialised);
   }
+  MarkPlainLines(Address(p), bytes);
 }
 
 void HeapCopyShadow(void* to, const void* from, size_t bytes) {
@@ -272,7 +294,12 @@ void HeapCopyShadow(void* to, const void* from, size_t bytes) {
     target[i] = static_cast<uint8_t>((target[i] & ~kInitialised) | (source[i] & kInitialised));
     whole &= (source[i] & kInitialised) != 0;
   }
-  if (!whole) ClearPlain(Address(to), bytes);
+  if (whole) {
+    MarkPlainLines(Address(to), bytes);
+  } else {
+    ClearPlain(Address(to), bytes);
+    ClearPlainLines(Address(to), bytes);
+  }
 }
 
 std::optional<size_t> HeapFirstUninitialised(const void* p, size_t bytes) {

@@ -98,14 +98,32 @@ void CheckRecord(const Event& event, uintptr_t p, uint64_t access, uint32_t floo
   record->writer = event.access == Access::kAtomic ? WithFlags(access, kAtomicWriter) : access;
 }
 
+// What of the last access of a quad or half is that of its parts.
+Record RecordOfPart(uint64_t last) {
+  const uint64_t access = WithoutFlags(last, kWritten | kPlain | kHalves);
+  return HasFlag(last, kWritten) ? Record{access, 0} : Record{0, access};
+}
+
 // From now on the words of the quad have records of their own.
 void SplitQuad(uintptr_t p) {
   uint64_t* quad = QuadRecord(p);
   if (*quad == kSplit || p - kRegion < kSharedBytes) return;
-  const uint64_t access = WithoutFlags(*quad, kWritten | kPlain);
-  const Record of_word = HasFlag(*quad, kWritten) ? Record{access, 0} : Record{0, access};
-  std::fill_n(WordRecord(p & ~uintptr_t{15}), 4, of_word);
+  std::fill_n(WordRecord(p & ~uintptr_t{15}), 4, RecordOfPart(*quad));
   *quad = kSplit;
+}
+
+// From now on the bytes of the word have.
+void SplitWord(uintptr_t p) {
+  Record* word = WordRecord(p);
+  if (word->reader == kSplit) return;
+  Record* bytes = ByteRecord(p & ~uintptr_t{3});
+  if (IsInParts(*word)) {
+    std::fill_n(bytes, 2, RecordOfPart(word->writer));
+    std::fill_n(bytes + 2, 2, RecordOfPart(word->reader));
+  } else {
+    std::fill_n(bytes, 4, *word);
+  }
+  word->reader = kSplit;
 }
 
 // Whether the quad's record can hold what was and what is; if so, it does.
@@ -126,22 +144,13 @@ bool CheckWholeQuad(const Event& event, uintptr_t p, uint64_t access, uint32_t f
   return true;
 }
 
-void CheckByte(const Event& event, uintptr_t p, uint64_t access, uint32_t floor) {
-  Record* word = WordRecord(p);
-  if (word->reader != kSplit) {
-    Record* bytes = ByteRecord(p & ~uintptr_t{3});
-    for (int i = 0; i < 4; ++i) bytes[i] = *word;
-    word->reader = kSplit;
-  }
-  CheckRecord(event, p, access, floor, ByteRecord(p));
-}
-
 void CheckWord(const Event& event, uintptr_t p, uint64_t access, uint32_t floor) {
   Record* word = WordRecord(p);
-  if (word->reader != kSplit) [[likely]] {
+  if (!IsInParts(*word)) [[likely]] {
     CheckRecord(event, p, access, floor, word);
     return;
   }
+  SplitWord(p);
   for (uintptr_t i = 0; i < 4; ++i) CheckRecord(event, p + i, access, floor, ByteRecord(p + i));
   // What was read before is ordered before this write, and so before all that it is ordered with.
   if (event.access != Access::kRead) *word = {ByteRecord(p)->writer, 0};
@@ -170,7 +179,8 @@ void CheckRaces(const Event& event) {
       CheckWord(event, p, access, floor);
       p += 4;
     } else {
-      CheckByte(event, p, access, floor);
+      SplitWord(p);
+      CheckRecord(event, p, access, floor, ByteRecord(p));
       ++p;
     }
   }

@@ -73,7 +73,6 @@ template <bool kWrite>
 CUDAHOST_FAST bool FastRecord(Record* record, uint64_t access, uint64_t floor) {
   if (!FastWriterOrdered(record->writer, floor)) return false;
   if (!kWrite) {
-    if (record->reader == kSplit) return false;
     record->reader = FastMergeReader(record->reader, access, floor);
     return true;
   }
@@ -82,15 +81,23 @@ CUDAHOST_FAST bool FastRecord(Record* record, uint64_t access, uint64_t floor) {
   return true;
 }
 
+// Whether the record of a word is that of the word. Halves that are older than `floor` may be
+// forgotten.
+CUDAHOST_FAST bool FastWhole(Record* word, uint64_t floor) {
+  if (!IsInParts(*word)) return true;
+  if (word->reader >= floor || word->writer >= floor) return false;
+  *word = {};
+  return true;
+}
+
 // A word of shared memory: what this block wrote is live and initialised.
 template <bool kWrite>
 CUDAHOST_FAST bool FastShared(uintptr_t p, uint64_t access) {
   const uint64_t floor = g_clock.block_word;
   Record* record = WordRecord(p);
+  if (!FastWhole(record, floor)) return false;
   if (!kWrite && ReadByAll(record->reader, floor)) return true;
-  if (record->writer < floor) {
-    if (!kWrite || record->reader == kSplit || !FastStates<4, true>(p)) return false;
-  }
+  if (record->writer < floor && (!kWrite || !FastStates<4, true>(p))) return false;
   return FastRecord<kWrite>(record, access, floor);
 }
 
@@ -99,10 +106,11 @@ template <bool kWrite>
 CUDAHOST_FAST bool FastWord(uintptr_t p, uint64_t access) {
   const uint64_t floor = g_clock.launch_word;
   Record* record = WordRecord(p);
+  if (!FastWhole(record, floor)) return false;
   if (HasFlag(record->writer, kPlain)) {
     if (!kWrite && ReadByAll(record->reader, floor)) return true;
   } else {
-    if (record->reader == kSplit || (*PlainLine(p) == 0 && !FastStates<4, kWrite>(p))) return false;
+    if (*PlainLine(p) == 0 && !FastStates<4, kWrite>(p)) return false;
     record->writer = WithFlags(record->writer, kPlain);
   }
   return FastRecord<kWrite>(record, kWrite ? WithFlags(access, kPlain) : access, floor);
@@ -110,44 +118,70 @@ CUDAHOST_FAST bool FastWord(uintptr_t p, uint64_t access) {
 
 // What is touched for the first time in a launch lies in memory, and the block's other threads
 // will want what lies beside it.
-CUDAHOST_FAST void FetchNeighbours(uintptr_t p, const uint64_t* record) {
+CUDAHOST_FAST void FetchNeighbours(uintptr_t p, const uint64_t* record, bool plain) {
   const char* data = reinterpret_cast<const char*>(p);
   __builtin_prefetch(reinterpret_cast<const char*>(record) + kLineBytes, 1);
-  for (uintptr_t line = 1; line <= 2; ++line) __builtin_prefetch(data + line * kLineBytes);
+  for (uintptr_t line = 1; line <= 2; ++line) {
+    __builtin_prefetch(data + line * kLineBytes);
+    if (!plain) __builtin_prefetch(StatesAt(p) + line * kLineBytes, 1);
+  }
+}
+
+// The last access of a quad or half of which the states are known to be right. `flags`: what its
+// record keeps. False where it would have to hold a writer and a reader.
+template <bool kWrite>
+CUDAHOST_FAST bool FastLast(uint64_t* last, uint64_t access, uint64_t floor, uint64_t flags) {
+  const uint64_t before = *last;
+  if (kWrite) {
+    if (!FastReadersOrdered(before, floor)) return false;
+    *last = WithFlags(access, flags | kWritten);
+  } else if (before >= floor && HasFlag(before, kWritten)) {
+    return SameThreadAndTick(before, access);
+  } else if (!ReadByAll(before, floor)) {
+    *last = WithFlags(FastMergeReader(before, access, floor), flags);
+  }
+  return true;
 }
 
 // A quad of device memory that is not split.
 template <bool kWrite>
 CUDAHOST_FAST bool FastQuad(uintptr_t p, uint64_t* record, uint64_t access) {
   const uint64_t floor = g_clock.launch_word;
-  const uint64_t before = *record;
-  if (before < floor) FetchNeighbours(p, record);
-  if (!HasFlag(before, kPlain) && *PlainLine(p) == 0 &&
-      !(FastStates<8, kWrite>(p) && FastStates<8, kWrite>(p + 8))) {
-    return false;
-  }
-  if (kWrite) {
-    if (!FastReadersOrdered(before, floor)) return false;
-    *record = WithFlags(access, kPlain | kWritten);
-  } else if (before >= floor && HasFlag(before, kWritten)) {
-    return SameThreadAndTick(before, access);
-  } else if (!ReadByAll(before, floor)) {
-    *record = WithFlags(FastMergeReader(before, access, floor), kPlain);
-  }
-  return true;
+  const bool plain = HasFlag(*record, kPlain) || *PlainLine(p) != 0;
+  if (*record < floor) FetchNeighbours(p, record, plain);
+  if (!plain && !(FastStates<8, kWrite>(p) && FastStates<8, kWrite>(p + 8))) return false;
+  return FastLast<kWrite>(record, access, floor, kPlain);
 }
 
-// Whether the words of a quad have records of their own; makes a quad so that was never touched.
+// Whether the words of a quad have records of their own. Where this launch has not touched it they
+// are as old as the quad's, and may as well be used.
 CUDAHOST_FAST bool FastSplit(uint64_t* quad) {
-  if (*quad == 0) *quad = kSplit;
+  if (*quad < g_clock.launch_word) *quad = kSplit;
   return *quad == kSplit;
 }
 
-// kBytes < 4: bytes whose word has been touched in parts before.
+// Whether the halves of a word, or its bytes, have records of their own. As in FastSplit.
+template <size_t kBytes>
+CUDAHOST_FAST bool FastSplitWord(Record* word, uint64_t floor) {
+  if (kBytes == 1 ? word->reader == kSplit : IsInParts(*word)) return true;
+  if (word->reader >= floor || word->writer >= floor) return false;
+  *word = {0, kBytes == 1 ? kSplit : WithFlags(0, kHalves)};
+  return true;
+}
+
+// A byte or a half.
 template <size_t kBytes, bool kWrite>
-CUDAHOST_FAST bool FastBytes(uintptr_t p, const Record* word, uint64_t access) {
-  if (word->reader != kSplit || !FastStates<kBytes, kWrite>(p)) return false;
-  const uint64_t floor = p - kRegion < kSharedBytes ? g_clock.block_word : g_clock.launch_word;
+CUDAHOST_FAST bool FastPart(uintptr_t p, uint64_t access) {
+  const bool shared = p - kRegion < kSharedBytes;
+  const uint64_t floor = shared ? g_clock.block_word : g_clock.launch_word;
+  Record* word = WordRecord(p);
+  if (!shared && !FastSplit(QuadRecord(p))) return false;
+  if (!FastSplitWord<kBytes>(word, floor)) return false;
+  if (*PlainLine(p) == 0 && !FastStates<kBytes, kWrite>(p)) return false;
+  if (word->reader != kSplit) {
+    return p % 4 == 0 ? FastLast<kWrite>(&word->writer, access, floor, 0)
+                      : FastLast<kWrite>(&word->reader, access, floor, kHalves);
+  }
   for (Record* byte = ByteRecord(p); byte != ByteRecord(p + kBytes); ++byte) {
     if (!kWrite && ReadByAll(byte->reader, floor)) continue;
     if (!FastRecord<kWrite>(byte, access, floor)) return false;
@@ -203,7 +237,10 @@ template <size_t kBytes, bool kWrite>
 
 template <size_t kBytes, bool kWrite>
 [[gnu::noinline]] void CheckParts(uintptr_t p, uintptr_t pc) {
-  if (!FastBytes<kBytes, kWrite>(p, WordRecord(p), ThisAccess(pc))) {
+  const Record* word = WordRecord(p);
+  if (word->reader == 0 && *WordsBrought(reinterpret_cast<uintptr_t>(word)) == 0) [[unlikely]]
+    return CheckFirst<kBytes, kWrite>(p, pc);
+  if (!FastPart<kBytes, kWrite>(p, ThisAccess(pc))) {
     CheckSlowly<kBytes, kWrite>(p, pc);
   }
 }

@@ -2,9 +2,10 @@
 //
 //   63..38 tick   37..28 thread   27..24 flags   23..0 pc, its low bits
 //
-// A word, or a byte, has its last writer and its last reader. A quad has the last access alone: a
-// write stands for all that was ordered before it, and reads that follow reads need no writer. What
-// needs both, a read of what was written before, gives the words of the quad records of their own.
+// A word, or a byte, has its last writer and its last reader. A quad has the last access alone, and
+// so has a half of a word that is touched by halves: a write stands for all that was ordered before
+// it, and reads that follow reads need no writer. What needs both, a read of what was written
+// before, gives the words of the quad, or the bytes of the word, records of their own.
 #ifndef BITSHARD_TESTS_CUDAHOST_CHECK_RECORD_H_
 #define BITSHARD_TESTS_CUDAHOST_CHECK_RECORD_H_
 
@@ -26,8 +27,8 @@ inline bool InProgram(uintptr_t p) {
 }
 
 struct Record {
-  uint64_t writer;
-  uint64_t reader;
+  uint64_t writer;  // Or the first half.
+  uint64_t reader;  // Or the second half.
 };
 
 inline constexpr int kTickShift = 38;
@@ -45,8 +46,10 @@ inline constexpr uint64_t kAtomicWriter = 1;
 // only kernels can see. What ends that clears the record (heap.cc), so that an access needs no look
 // at the states.
 inline constexpr uint64_t kPlain = 4;
-// Of a quad: the access is a write. It has no readers then.
+// Of a quad or half: the access is a write. It has no readers then.
 inline constexpr uint64_t kWritten = 8;
+// Of a word's second half: the record is that of the two halves, a last access each.
+inline constexpr uint64_t kHalves = 4;
 // A quad whose words have records of their own; the reader of a word whose bytes have.
 inline constexpr uint64_t kSplit = ~uint64_t{0};
 
@@ -84,6 +87,9 @@ inline uintptr_t PcOf(uint64_t word) {
   if (reinterpret_cast<uintptr_t>(&etext) - begin > kMask) return 0;
   return begin + ((word - begin) & kMask);
 }
+
+// Whether a word's record is not of the word: its halves or bytes are.
+inline bool IsInParts(const Record& word) { return HasFlag(word.reader, kHalves); }
 
 // The running thread's access, with no flags.
 inline uint64_t ThisAccess(uintptr_t pc) { return g_clock.access | (pc & 0xFFFFFF); }

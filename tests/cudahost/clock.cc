@@ -19,6 +19,12 @@ WarpClock g_warps[kMaxThreads / kLanes];
 
 uint32_t Tick() { return ++g_clock.now; }
 
+void BeginLaunch() {
+  g_clock.launch = Tick();
+  g_clock.blocks.clear();
+  std::fill_n(g_clock.common_reads, kCommonReads, 0);
+}
+
 void SetWords() {
   g_clock.launch_word = uint64_t{g_clock.launch} << kTickShift;
   g_clock.block_word = uint64_t{g_clock.block} << kTickShift;
@@ -32,16 +38,14 @@ void ClockLaunch() {
     ClearRecords();
     g_clock.now = 0;
   }
-  g_clock.launch = Tick();
-  g_clock.blocks.clear();
+  BeginLaunch();
 }
 
 void ClockBlock(uint64_t block, uint32_t threads) {
   if (g_clock.now > kLastTick) {  // A launch of 60 million ticks: what its first half did is lost.
     ClearRecords();
     g_clock.now = 0;
-    g_clock.launch = Tick();
-    g_clock.blocks.clear();
+    BeginLaunch();
   }
   g_clock.block = g_clock.barrier = Tick();
   SetWords();

@@ -20,6 +20,7 @@ namespace cudahost {
 
 inline constexpr uint32_t kLanes = 32;
 inline constexpr uint32_t kMaxThreads = 1024;
+inline constexpr size_t kCommonReads = 64;
 
 struct WarpClock {
   uint32_t full_sync = 0;  // The tick that the last __syncwarp of all lanes began.
@@ -42,6 +43,7 @@ struct Clock {
   uint64_t barrier_word = 0;
   const WarpClock* warp = nullptr;
   uint32_t ticks[kMaxThreads] = {};
+  uintptr_t common_reads[kCommonReads] = {};          // Of this launch (check_fast.h).
   std::vector<std::pair<uint32_t, uint64_t>> blocks;  // Of this launch: first tick, block.
 };
 

@@ -11,6 +11,7 @@ namespace cudahost::selftest {
 namespace {
 
 using Tile = bitshard::core::SharedArray<float, 256>;
+using Halves = bitshard::core::SharedArray<uint16_t, 256>;
 
 __device__ uint32_t Index() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
@@ -207,10 +208,111 @@ __global__ void MisalignedWrite(Buffers b) {
   if (Index() % 2 == 0) *reinterpret_cast<uint32_t*>(b.bytes + at) = 1;  // HERE
 }
 
+// --- of four words at a time, two, and half a one, of which the checker has records of their own
+// ---
+
+__global__ void QuadPastEnd(Buffers b) {
+  if (Index() == 9) {
+    const float4 x = reinterpret_cast<const float4*>(b.in)[b.n / 4];  // HERE
+    b.out[0] = x.x;
+  }
+}
+
+__global__ void HalfPastEnd(Buffers b) {
+  if (Index() == 9) b.words[0] = reinterpret_cast<const uint16_t*>(b.in)[2 * b.n];  // HERE
+}
+
+__global__ void UninitialisedQuad(Buffers b) {
+  float sum = 0;
+  for (int64_t i = Index(); i < b.n / 4; i += gridDim.x * blockDim.x) {
+    const float4 x = reinterpret_cast<const float4*>(b.in)[i];  // HERE
+    sum += x.w;
+  }
+  b.out[Index()] = sum;
+}
+
+__global__ void UninitialisedHalf(Buffers b) {
+  b.words[Index()] = reinterpret_cast<const uint16_t*>(b.in)[Index()];  // HERE
+}
+
+__global__ void TwoBlocksOneQuad(Buffers b) {
+  if (threadIdx.x == 0) reinterpret_cast<float4*>(b.out)[1] = make_float4(1, 2, 3, 4);  // HERE
+}
+
+__global__ void TwoThreadsOneHalf(Buffers b) {
+  reinterpret_cast<uint16_t*>(b.bytes)[Index() / 4] = 1;  // HERE
+}
+
+__global__ void QuadReadAndWritten(Buffers b) {
+  float4* quads = reinterpret_cast<float4*>(b.out);
+  const float4 x = quads[2];        // THERE
+  if (Index() == 40) quads[2] = x;  // HERE
+  b.words[Index()] = x.x != 0.0f;
+}
+
+__global__ void QuadAndWord(Buffers b) {
+  if (Index() == 1) reinterpret_cast<float4*>(b.out)[2] = make_float4(1, 2, 3, 4);  // HERE
+  if (Index() == 200) b.words[0] = b.out[9] != 0.0f;                                // THERE
+}
+
+__global__ void HalfAndWord(Buffers b) {
+  if (Index() == 1) reinterpret_cast<uint16_t*>(b.bytes)[3] = 1;            // HERE
+  if (Index() == 33) b.words[0] = reinterpret_cast<uint32_t*>(b.bytes)[1];  // THERE
+}
+
+__global__ void HalfAndByte(Buffers b) {
+  if (Index() == 1) b.words[0] = reinterpret_cast<uint16_t*>(b.bytes)[3];  // HERE
+  if (Index() == 200) b.bytes[7] = 1;                                      // THERE
+}
+
+// The read after the barrier must not hide the write from the other block.
+__global__ void QuadReadAfterWrite(Buffers b) {
+  float4* quads = reinterpret_cast<float4*>(b.out);
+  float4 x = make_float4(0, 0, 0, 0);
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) quads[3] = x;  // THERE
+    __syncthreads();
+    if (threadIdx.x == 64) x = quads[3];
+  } else {
+    x = quads[3];  // HERE
+  }
+  b.words[Index()] = x.x != 0.0f;
+}
+
+__global__ void HalfReadAfterWrite(Buffers b) {
+  uint16_t* halves = reinterpret_cast<uint16_t*>(b.bytes);
+  uint16_t x = 0;
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) halves[3] = x;  // THERE
+    __syncthreads();
+    if (threadIdx.x == 64) x = halves[3];
+  } else {
+    x = halves[3];  // HERE
+  }
+  b.words[Index()] = x;
+}
+
+__global__ void SharedHalvesReused(Buffers b) {
+  BITSHARD_SHARED(Halves, scratch);
+  scratch.at[threadIdx.x] = 1;
+  __syncthreads();
+  const uint16_t other = scratch.at[(threadIdx.x + 64) % 256];  // THERE
+  scratch.at[threadIdx.x] = other;                              // HERE
+  b.words[Index()] = other;
+}
+
+// Thread n writes what all read.
+__global__ void TableAndWrite(Buffers b) {
+  uint64_t* table = reinterpret_cast<uint64_t*>(b.words);
+  const uint64_t x = table[1];                    // THERE
+  if (int64_t{Index()} == b.n) table[1] = x + 1;  // HERE
+  b.out[Index()] = static_cast<float>(x);
+}
+
 __global__ void HostPointer(Buffers b) { b.out[Index()] = b.in[Index()]; }  // HERE
 
 using Kernel = void (*)(Buffers);
-constexpr std::array<std::pair<std::string_view, Kernel>, 33> kKernels = {{
+constexpr std::array<std::pair<std::string_view, Kernel>, 47> kKernels = {{
     {"BarrierInBranch", BarrierInBranch},
     {"DifferentBarriers", DifferentBarriers},
     {"EarlyReturn", EarlyReturn},
@@ -243,6 +345,20 @@ constexpr std::array<std::pair<std::string_view, Kernel>, 33> kKernels = {{
     {"StructAndWord", StructAndWord},
     {"MisalignedRead", MisalignedRead},
     {"MisalignedWrite", MisalignedWrite},
+    {"QuadPastEnd", QuadPastEnd},
+    {"HalfPastEnd", HalfPastEnd},
+    {"UninitialisedQuad", UninitialisedQuad},
+    {"UninitialisedHalf", UninitialisedHalf},
+    {"TwoBlocksOneQuad", TwoBlocksOneQuad},
+    {"TwoThreadsOneHalf", TwoThreadsOneHalf},
+    {"QuadReadAndWritten", QuadReadAndWritten},
+    {"QuadAndWord", QuadAndWord},
+    {"HalfAndWord", HalfAndWord},
+    {"HalfAndByte", HalfAndByte},
+    {"QuadReadAfterWrite", QuadReadAfterWrite},
+    {"HalfReadAfterWrite", HalfReadAfterWrite},
+    {"SharedHalvesReused", SharedHalvesReused},
+    {"TableAndWrite", TableAndWrite},
     {"HostPointer", HostPointer},
 }};
 

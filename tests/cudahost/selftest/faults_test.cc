@@ -138,6 +138,24 @@ INSTANTIATE_TEST_SUITE_P(
                     Fault{"AtomicAndPlain", "race", "with the (atomic update|write) at"}),
     testing::PrintToStringParamName());
 
+INSTANTIATE_TEST_SUITE_P(
+    Parts, Faults,
+    testing::Values(
+        Fault{"QuadPastEnd", "out of bounds", "16 bytes.*offset 1020, 0 bytes past the end of dev"},
+        Fault{"HalfPastEnd", "out of bounds", "2 bytes.*offset 1020, 0 bytes past the end of dev"},
+        Fault{"UninitialisedQuad", "uninitialised read", "16 bytes"},
+        Fault{"UninitialisedHalf", "uninitialised read", "2 bytes"},
+        Fault{"TwoBlocksOneQuad", "race", "with the write at .*offset 16 of device"},
+        Fault{"TwoThreadsOneHalf", "race", "with the write at .*offset [0-9]+ of dev"},
+        Fault{"QuadReadAndWritten", "race", "with the (read|write).*offset 32 of dev"},
+        Fault{"QuadAndWord", "race", "with the (read|write).*offset 36 of dev"},
+        Fault{"HalfAndWord", "race", "with the (read|write).*offset 6 of dev"},
+        Fault{"HalfAndByte", "race", "with the (read|write).*offset 7 of dev"},
+        Fault{"QuadReadAfterWrite", "race", "with the (read|write).*offset 48 of dev"},
+        Fault{"HalfReadAfterWrite", "race", "with the (read|write).*offset 6 of dev"},
+        Fault{"SharedHalvesReused", "race", "of shared buffer 'scratch' of 512 bytes", 256}),
+    testing::PrintToStringParamName());
+
 // Whether the neighbour has stored yet depends on the order.
 INSTANTIATE_TEST_SUITE_P(Order, Faults,
                          testing::Values(Fault{"NoBarrierAfterLoad", "uninitialised read|race",
@@ -152,6 +170,47 @@ TEST(Faults, FreedMemoryIsReported) {
   ASSERT_EQ(cudaFree(data), cudaSuccess);
   EXPECT_DEATH(Launch({"UninitialisedDevice", ""}, {.in = data, .out = out.data()}),
                "use after free: read of 4 bytes at .*of freed device buffer '.*' of 1024 bytes");
+}
+
+// What whole launches have found to be in order must be found anew.
+TEST(Faults, FreedMemoryIsReportedWhereverItWas) {
+  constexpr size_t kFloats = 10'004;  // Not whole pages, neither here nor in the checker's records.
+  constexpr size_t kLast = kFloats - 4;
+  const DeviceArray<float> out(256);
+  const auto read = [&](const float* at, size_t floats) {
+    Launch({"UninitialisedQuad", ""},
+           {.in = at, .out = out.data(), .n = static_cast<int64_t>(floats)});
+  };
+  float* data = nullptr;
+  ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&data), kFloats * sizeof(float)), cudaSuccess);
+  ASSERT_EQ(cudaMemset(data, 0, kFloats * sizeof(float)), cudaSuccess);
+  read(data, kFloats);
+  ASSERT_EQ(cudaFree(data), cudaSuccess);
+  for (const size_t at : {size_t{0}, size_t{2044}, size_t{5000}, kLast - 2048, kLast}) {
+    EXPECT_DEATH(read(data + at, 4), "use after free: read of 16 bytes at ") << at;
+  }
+}
+
+TEST(Faults, ACopyOfWhatWasNeverWrittenIsReported) {
+  const DeviceArray<float> in(std::vector<float>(256, 3.0f));
+  const DeviceArray<float> nothing(256);
+  const DeviceArray<float> out(256);
+  const Buffers buffers{.in = in.data(), .out = out.data(), .n = 256};
+  Launch({"UninitialisedQuad", ""}, buffers);
+  ASSERT_EQ(cudaMemcpy(in.data() + 100, nothing.data(), 16, cudaMemcpyDeviceToDevice), cudaSuccess);
+  EXPECT_DEATH(Launch({"UninitialisedQuad", ""}, buffers), "uninitialised read: .*offset 400 of");
+}
+
+TEST(Faults, WhatAnEarlierLaunchReadIsReportedWhenItIsWritten) {
+  const DeviceArray<uint32_t> words(std::vector<uint32_t>(256));
+  const DeviceArray<float> out(256);
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    SetSeed(seed);
+    Launch({"TableAndWrite", ""}, {.out = out.data(), .words = words.data(), .n = -1});
+    EXPECT_DEATH(
+        Launch({"TableAndWrite", ""}, {.out = out.data(), .words = words.data(), .n = 130}),
+        "race: .*with the (read|write).*offset (8|12) of device buffer");
+  }
 }
 
 TEST(Faults, HostCodeMayReadPinnedMemoryOnly) {

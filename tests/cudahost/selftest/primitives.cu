@@ -139,8 +139,28 @@ __global__ void Vectors(Buffers b) {
       make_float4(back_low.x, back_low.y, back_high.x, back_high.y);
 }
 
+// Each thread turns what others wrote, by quads, words, halves and bytes, with barriers between.
+__global__ void Parts(Buffers b) {
+  const uint32_t t = threadIdx.x;
+  float4* quads = reinterpret_cast<float4*>(b.out) + FlatBlock() * 64;
+  quads[t] = reinterpret_cast<const float4*>(b.in)[FlatBlock() * 64 + t];
+  __syncthreads();
+  const float4 mirrored = quads[63 - t];
+  __syncthreads();
+  quads[t] = mirrored;
+  __syncthreads();
+  uint16_t* halves = reinterpret_cast<uint16_t*>(quads);
+  for (uint32_t i = t; i < 512; i += 64) halves[i] = static_cast<uint16_t>(~halves[i]);
+  __syncthreads();
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(quads);
+  for (uint32_t i = t; i < 1024; i += 64) bytes[i] = static_cast<uint8_t>(~bytes[i]);
+  __syncthreads();
+  float* words = reinterpret_cast<float*>(quads);
+  for (uint32_t i = t; i < 256; i += 64) words[i] += 1;
+}
+
 using Kernel = void (*)(Buffers);
-constexpr std::array<std::pair<std::string_view, Kernel>, 10> kKernels = {{
+constexpr std::array<std::pair<std::string_view, Kernel>, 11> kKernels = {{
     {"Copy", Copy},
     {"Indices", Indices},
     {"Reverse", Reverse},
@@ -151,6 +171,7 @@ constexpr std::array<std::pair<std::string_view, Kernel>, 10> kKernels = {{
     {"Atomics", Atomics},
     {"ExchangeInWarp", ExchangeInWarp},
     {"Vectors", Vectors},
+    {"Parts", Parts},
 }};
 
 }  // namespace

@@ -163,6 +163,20 @@ TEST_P(Primitives, VectorsAndHalfPrecisionAreLoadedAndRounded) {
   }
 }
 
+TEST_P(Primitives, BarriersOrderPartsOfAWord) {
+  const std::vector<float> in = Numbers(2 * 256);
+  const DeviceArray<float> x(in);
+  const DeviceArray<float> y(in.size());
+  std::vector<float> want(in.size());
+  for (size_t i = 0; i < in.size(); ++i) {
+    want[i] = in[i / 256 * 256 + 4 * (63 - i % 256 / 4) + i % 4] + 1;
+  }
+  for (int launch = 0; launch < 2; ++launch) {
+    Run("Parts", {.grid = 2, .block = 64}, {.in = x.data(), .out = y.data()});
+    EXPECT_EQ(y.ToHost(), want);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Seeds, Primitives, testing::Range(uint64_t{1}, uint64_t{21}));
 
 }  // namespace

@@ -1,7 +1,7 @@
 # The CUDA half on machines without a GPU or nvcc: every bitshard_cuda_library gets two twins that g++ compiles and
 # that run on the stand-in for the CUDA runtime in tests/cudahost.
 #
-#   bitshard::<name>_host         instrumented for the memory checker; kernels take 1.2 to 3.2 times as long
+#   bitshard::<name>_host         instrumented for the memory checker; kernels take 1.0 to 1.8 times as long
 #   bitshard::<name>_host_plain   not checked: for runs of the whole program
 #
 # A test links one flavour throughout. Of the toolkit only the headers are needed.

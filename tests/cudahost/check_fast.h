@@ -1,6 +1,6 @@
-// The accesses that nearly all are, without a call: aligned ones of whole words, initialised and
-// ordered, by a kernel or in its own stack. Everything else is left to OnAccess (check.h), which
-// decides anew; so what stands here may only be too careful.
+// The accesses that nearly all are, without a call: aligned ones of up to four words, initialised
+// and ordered, by a kernel or in its own stack. Everything else is left to OnAccess (check.h),
+// which decides anew; so what stands here may only be too careful.
 #ifndef BITSHARD_TESTS_CUDAHOST_CHECK_FAST_H_
 #define BITSHARD_TESTS_CUDAHOST_CHECK_FAST_H_
 

@@ -301,6 +301,18 @@ __global__ void SharedHalvesReused(Buffers b) {
   b.words[Index()] = other;
 }
 
+// That all warps have read before the barrier must not hide that they do so after it.
+__global__ void ReadBeforeAndAfter(Buffers b) {
+  BITSHARD_SHARED(Tile, tile);
+  tile.at[threadIdx.x] = b.in[Index()];
+  __syncthreads();
+  const float before = tile.at[0];
+  __syncthreads();
+  const float after = tile.at[0];              // THERE
+  if (threadIdx.x == 37) tile.at[0] = before;  // HERE
+  b.out[Index()] = before + after;
+}
+
 // Thread n writes what all read.
 __global__ void TableAndWrite(Buffers b) {
   uint64_t* table = reinterpret_cast<uint64_t*>(b.words);
@@ -312,7 +324,7 @@ __global__ void TableAndWrite(Buffers b) {
 __global__ void HostPointer(Buffers b) { b.out[Index()] = b.in[Index()]; }  // HERE
 
 using Kernel = void (*)(Buffers);
-constexpr std::array<std::pair<std::string_view, Kernel>, 47> kKernels = {{
+constexpr std::array<std::pair<std::string_view, Kernel>, 48> kKernels = {{
     {"BarrierInBranch", BarrierInBranch},
     {"DifferentBarriers", DifferentBarriers},
     {"EarlyReturn", EarlyReturn},
@@ -358,6 +370,7 @@ constexpr std::array<std::pair<std::string_view, Kernel>, 47> kKernels = {{
     {"QuadReadAfterWrite", QuadReadAfterWrite},
     {"HalfReadAfterWrite", HalfReadAfterWrite},
     {"SharedHalvesReused", SharedHalvesReused},
+    {"ReadBeforeAndAfter", ReadBeforeAndAfter},
     {"TableAndWrite", TableAndWrite},
     {"HostPointer", HostPointer},
 }};

@@ -153,6 +153,7 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"HalfAndByte", "race", "with the (read|write).*offset 7 of dev"},
         Fault{"QuadReadAfterWrite", "race", "with the (read|write).*offset 48 of dev"},
         Fault{"HalfReadAfterWrite", "race", "with the (read|write).*offset 6 of dev"},
+        Fault{"ReadBeforeAndAfter", "race", "of shared buffer 'tile'"},
         Fault{"SharedHalvesReused", "race", "of shared buffer 'scratch' of 512 bytes", 256}),
     testing::PrintToStringParamName());
 
@@ -174,20 +175,22 @@ TEST(Faults, FreedMemoryIsReported) {
 
 // What whole launches have found to be in order must be found anew.
 TEST(Faults, FreedMemoryIsReportedWhereverItWas) {
-  constexpr size_t kFloats = 10'004;  // Not whole pages, neither here nor in the checker's records.
-  constexpr size_t kLast = kFloats - 4;
   const DeviceArray<float> out(256);
   const auto read = [&](const float* at, size_t floats) {
     Launch({"UninitialisedQuad", ""},
            {.in = at, .out = out.data(), .n = static_cast<int64_t>(floats)});
   };
-  float* data = nullptr;
-  ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&data), kFloats * sizeof(float)), cudaSuccess);
-  ASSERT_EQ(cudaMemset(data, 0, kFloats * sizeof(float)), cudaSuccess);
-  read(data, kFloats);
-  ASSERT_EQ(cudaFree(data), cudaSuccess);
-  for (const size_t at : {size_t{0}, size_t{2044}, size_t{5000}, kLast - 2048, kLast}) {
-    EXPECT_DEATH(read(data + at, 4), "use after free: read of 16 bytes at ") << at;
+  // The buffers, and their records, begin and end at different places in pages.
+  for (size_t floats = 10'004; floats < 13'000; floats += 700) {
+    float* data = nullptr;
+    ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&data), floats * sizeof(float)), cudaSuccess);
+    ASSERT_EQ(cudaMemset(data, 0, floats * sizeof(float)), cudaSuccess);
+    read(data, floats);
+    ASSERT_EQ(cudaFree(data), cudaSuccess);
+    for (const size_t at : {size_t{0}, size_t{1100}, size_t{2044}, floats / 8 * 4, floats - 2048,
+                            floats - 1104, floats - 4}) {
+      EXPECT_DEATH(read(data + at, 4), "use after free: read of 16 bytes at ") << at;
+    }
   }
 }
 

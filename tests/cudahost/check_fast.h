@@ -39,7 +39,7 @@ CUDAHOST_FAST bool FastReadersOrdered(uint64_t reader, uint64_t floor) {
 // warps, have to be thought readers as it is. Then no write has been let through since, and the one
 // before them was found to be ordered with any reader.
 CUDAHOST_FAST bool ReadByAll(uint64_t reader, uint64_t floor) {
-  if (reader < floor || reader == kSplit) return false;
+  if (reader < floor) return false;
   const uint64_t readers = ReadersOf(reader);
   return readers == kSeveralBlocks || (readers == kSeveralWarps && reader >= g_clock.barrier_word);
 }

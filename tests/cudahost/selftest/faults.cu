@@ -313,6 +313,25 @@ __global__ void ReadBeforeAndAfter(Buffers b) {
   b.out[Index()] = before + after;
 }
 
+// The writer's own read must not hide the other block's, or the other warp's.
+__global__ void ReadInBothBlocks(Buffers b) {
+  if (threadIdx.x != 0) return;
+  const float x = b.out[0];               // THERE
+  if (blockIdx.x == 1) b.out[0] = x + 1;  // HERE
+  b.words[Index()] = x != 0.0f;
+}
+
+__global__ void ReadInBothWarps(Buffers b) {
+  BITSHARD_SHARED(Tile, tile);
+  tile.at[threadIdx.x] = b.in[Index()];
+  __syncthreads();
+  float x = 0;
+  if (threadIdx.x == 0 || threadIdx.x == 32) x = tile.at[0];  // THERE
+  __syncwarp();
+  if (threadIdx.x == 32) tile.at[0] = x + 1;  // HERE
+  b.out[Index()] = x;
+}
+
 // Thread n writes what all read.
 __global__ void TableAndWrite(Buffers b) {
   uint64_t* table = reinterpret_cast<uint64_t*>(b.words);
@@ -324,7 +343,7 @@ __global__ void TableAndWrite(Buffers b) {
 __global__ void HostPointer(Buffers b) { b.out[Index()] = b.in[Index()]; }  // HERE
 
 using Kernel = void (*)(Buffers);
-constexpr std::array<std::pair<std::string_view, Kernel>, 48> kKernels = {{
+constexpr std::array<std::pair<std::string_view, Kernel>, 50> kKernels = {{
     {"BarrierInBranch", BarrierInBranch},
     {"DifferentBarriers", DifferentBarriers},
     {"EarlyReturn", EarlyReturn},
@@ -371,6 +390,8 @@ constexpr std::array<std::pair<std::string_view, Kernel>, 48> kKernels = {{
     {"HalfReadAfterWrite", HalfReadAfterWrite},
     {"SharedHalvesReused", SharedHalvesReused},
     {"ReadBeforeAndAfter", ReadBeforeAndAfter},
+    {"ReadInBothBlocks", ReadInBothBlocks},
+    {"ReadInBothWarps", ReadInBothWarps},
     {"TableAndWrite", TableAndWrite},
     {"HostPointer", HostPointer},
 }};

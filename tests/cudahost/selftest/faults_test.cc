@@ -154,6 +154,8 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"QuadReadAfterWrite", "race", "with the (read|write).*offset 48 of dev"},
         Fault{"HalfReadAfterWrite", "race", "with the (read|write).*offset 6 of dev"},
         Fault{"ReadBeforeAndAfter", "race", "of shared buffer 'tile'"},
+        Fault{"ReadInBothBlocks", "race", "with the (read|write).*offset 0 of device"},
+        Fault{"ReadInBothWarps", "race", "offset 0 of shared buffer 'tile'"},
         Fault{"SharedHalvesReused", "race", "of shared buffer 'scratch' of 512 bytes", 256}),
     testing::PrintToStringParamName());
 

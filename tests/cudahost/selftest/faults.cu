@@ -316,9 +316,10 @@ __global__ void ReadBeforeAndAfter(Buffers b) {
 // The writer's own read must not hide the other block's, or the other warp's.
 __global__ void ReadInBothBlocks(Buffers b) {
   if (threadIdx.x != 0) return;
-  const float x = b.out[0];               // THERE
-  if (blockIdx.x == 1) b.out[0] = x + 1;  // HERE
-  b.words[Index()] = x != 0.0f;
+  uint64_t* table = reinterpret_cast<uint64_t*>(b.words);
+  const uint64_t x = table[0];            // THERE
+  if (blockIdx.x == 1) table[0] = x + 1;  // HERE
+  b.out[Index()] = static_cast<float>(x);
 }
 
 __global__ void ReadInBothWarps(Buffers b) {

@@ -7,8 +7,10 @@
 #include <cmath>
 #include <cstdio>
 #include <deque>
+#include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/device_gradient_reducer.h"
@@ -82,47 +84,75 @@ OptimizerSettings SettingsOf(const Case& c) {
   return settings;
 }
 
-TEST_P(DeviceOptimizerOverNccl, HasTheBitsOfTheHostsEngineOverMpi) {
-  const core::FlatLayout layout = Layout();
-  const comm::ShardMap shards(layout, job->world_size(), 1 << 18);
-  const core::TestStream stream;
-  ShardedOptimizerOptions on_host{.settings = SettingsOf(GetParam())};
-  const DeviceShardOptions on_device{.settings = on_host.settings,
-                                     .paging = {.tier = GetParam().tier, .budget_bytes = 5 << 20},
-                                     .stream = stream.get()};
-  on_host.settings.name.paged = false;
-  auto host = ShardedOptimizer::Create(layout, shards, job, on_host);
-  auto device = DeviceOptimizer::Create(layout, shards, devices, on_device);
-  ASSERT_TRUE(host.ok() && device.ok()) << host.status() << " " << device.status();
+constexpr double kLearningRate = 1e-2;
 
-  std::vector<float> parameters(static_cast<size_t>(layout.padded_elems()), 0.25f);
-  const core::DeviceArray<float> arena(parameters, stream.get());
-  for (int64_t step = 1; step <= 2; ++step) {
-    const std::vector<float> own = OwnGradients(layout, shards, step);
-    const core::DeviceArray<float> gradients(own, stream.get());
-    const auto norm = (*host)->GradientNorm(own, 0.5);
-    const auto device_norm = (*device)->GradientNorm(gradients.data(), 0.5);
-    ASSERT_TRUE(norm.ok() && device_norm.ok()) << norm.status() << " " << device_norm.status();
-    EXPECT_EQ(*device_norm, *norm);
-    ASSERT_TRUE((*host)
-                    ->Step({.parameters = parameters,
-                            .gradients = own,
-                            .gradient_scale = 0.5,
-                            .learning_rate = 1e-2})
-                    .ok());
-    const absl::Status status = (*device)->Step({.parameters = arena.data(),
-                                                 .gradients = gradients.data(),
-                                                 .gradient_scale = 0.5,
-                                                 .learning_rate = 1e-2});
-    ASSERT_TRUE(status.ok()) << status;
-    EXPECT_EQ(arena.Get(), parameters) << "step " << step;
+// The same gradients of this rank's blocks, for both engines.
+struct Gradients {
+  std::span<const float> host;
+  const float* device = nullptr;
+};
+
+// The engine on the host and that on devices, made alike.
+class TwoEngines {
+ public:
+  void Create(OptimizerSettings settings, const paging::DevicePagingOptions& paging = {}) {
+    auto on_device = DeviceOptimizer::Create(
+        layout, shards, devices, {.settings = settings, .paging = paging, .stream = stream.get()});
+    settings.name.paged = false;
+    auto on_host = ShardedOptimizer::Create(layout, shards, job, {.settings = settings});
+    ASSERT_TRUE(on_host.ok() && on_device.ok()) << on_host.status() << " " << on_device.status();
+    host = *std::move(on_host);
+    device = *std::move(on_device);
   }
-  for (const core::BlockRange run : shards.RunsOf(job->rank())) {
+  // Of the scaled gradients, into `norm`.
+  void ExpectSameNorm(const Gradients& gradients, double scale, double* norm) {
+    const auto on_host = host->GradientNorm(gradients.host, scale);
+    const auto on_device = device->GradientNorm(gradients.device, scale);
+    ASSERT_TRUE(on_host.ok() && on_device.ok()) << on_host.status() << " " << on_device.status();
+    EXPECT_EQ(*on_device, *on_host);
+    *norm = *on_host;
+  }
+  void Step(const Gradients& gradients, double scale) {
+    const absl::Status on_host = host->Step({.parameters = parameters,
+                                             .gradients = gradients.host,
+                                             .gradient_scale = scale,
+                                             .learning_rate = kLearningRate});
+    const absl::Status on_device = device->Step({.parameters = arena.data(),
+                                                 .gradients = gradients.device,
+                                                 .gradient_scale = scale,
+                                                 .learning_rate = kLearningRate});
+    ASSERT_TRUE(on_host.ok() && on_device.ok()) << on_host << " " << on_device;
+  }
+
+  const core::FlatLayout layout = Layout();
+  const comm::ShardMap shards{layout, job->world_size(), 1 << 18};
+  const core::TestStream stream;
+  std::unique_ptr<ShardedOptimizer> host;
+  std::unique_ptr<DeviceOptimizer> device;
+  std::vector<float> parameters =
+      std::vector<float>(static_cast<size_t>(layout.padded_elems()), 0.25f);
+  const core::DeviceArray<float> arena{parameters, stream.get()};
+};
+
+TEST_P(DeviceOptimizerOverNccl, HasTheBitsOfTheHostsEngineOverMpi) {
+  TwoEngines engines;
+  ASSERT_NO_FATAL_FAILURE(
+      engines.Create(SettingsOf(GetParam()), {.tier = GetParam().tier, .budget_bytes = 5 << 20}));
+  for (int64_t step = 1; step <= 2; ++step) {
+    const std::vector<float> own = OwnGradients(engines.layout, engines.shards, step);
+    const core::DeviceArray<float> copy(own, engines.stream.get());
+    const Gradients gradients{.host = own, .device = copy.data()};
+    double norm = 0;
+    ASSERT_NO_FATAL_FAILURE(engines.ExpectSameNorm(gradients, 0.5, &norm));
+    ASSERT_NO_FATAL_FAILURE(engines.Step(gradients, 0.5));
+    EXPECT_EQ(engines.arena.Get(), engines.parameters) << "step " << step;
+  }
+  for (const core::BlockRange run : engines.shards.RunsOf(job->rank())) {
     int64_t bytes = 0;
-    for (int64_t b = run.begin; b < run.end; ++b) bytes += (*host)->BlockStateBytes(b);
+    for (int64_t b = run.begin; b < run.end; ++b) bytes += engines.host->BlockStateBytes(b);
     std::vector<std::byte> want(static_cast<size_t>(bytes)), got(static_cast<size_t>(bytes));
-    ASSERT_TRUE((*host)->ExportState(run, want).ok());
-    ASSERT_TRUE((*device)->shard().ExportState(run, got).ok());
+    ASSERT_TRUE(engines.host->ExportState(run, want).ok());
+    ASSERT_TRUE(engines.device->shard().ExportState(run, got).ok());
     EXPECT_EQ(got, want) << "state of blocks " << run.begin << " to " << run.end;
   }
   EXPECT_TRUE(devices->status().ok()) << devices->status();
@@ -144,15 +174,28 @@ float LeafGradient(int64_t step, int64_t micro, int64_t e) {
 // Of copies: a device that reads pageable memory by itself may do so after the call.
 std::deque<std::vector<float>> sources;
 
-struct Reducers {
-  comm::GradientReducer* host = nullptr;
-  comm::DeviceGradientReducer* device = nullptr;
-  cudaStream_t stream = nullptr;
+// The ordered reduction on the host, and one on devices.
+struct TwoReducers {
+  void Create(const TwoEngines& engines, int64_t micro_batches, comm::Reduction reduction) {
+    auto on_host = comm::GradientReducer::Create(engines.layout, engines.shards, job,
+                                                 {.micro_batches_per_step = micro_batches});
+    auto on_device = comm::DeviceGradientReducer::Create(engines.layout, engines.shards, devices,
+                                                         {.micro_batches_per_step = micro_batches,
+                                                          .reduction = reduction,
+                                                          .stream = engines.stream.get()});
+    ASSERT_TRUE(on_host.ok() && on_device.ok()) << on_host.status() << " " << on_device.status();
+    host = *std::move(on_host);
+    device = *std::move(on_device);
+  }
+
+  std::unique_ptr<comm::GradientReducer> host;
+  std::unique_ptr<comm::DeviceGradientReducer> device;
 };
 
-// Gives both this rank's micro-batches of the step. Backward finishes tensors in order.
-void WriteGradients(const core::FlatLayout& layout, int64_t step, int64_t micro_batches,
-                    const Reducers& to) {
+// Gives both this rank's micro-batches of the step, and takes the sums. Backward finishes tensors
+// in order.
+void Reduce(const TwoEngines& engines, const TwoReducers& to, int64_t step, int64_t micro_batches,
+            Gradients* sums) {
   const comm::MicroBatchRange range =
       comm::MicroBatchesOf(job->rank(), job->world_size(), micro_batches);
   to.host->BeginStep();
@@ -160,73 +203,51 @@ void WriteGradients(const core::FlatLayout& layout, int64_t step, int64_t micro_
   for (int64_t micro = range.begin; micro < range.end; ++micro) {
     to.host->BeginMicroBatch();
     to.device->BeginMicroBatch();
-    for (int64_t i = 0; i < layout.num_tensors(); ++i) {
-      const core::FlatTensor& tensor = layout.tensor(i);
+    for (int64_t i = 0; i < engines.layout.num_tensors(); ++i) {
+      const core::FlatTensor& tensor = engines.layout.tensor(i);
       std::vector<float>& gradient = sources.emplace_back();
       for (int64_t e = 0; e < tensor.numel; ++e)
         gradient.push_back(LeafGradient(step, micro, tensor.offset() + e));
       ASSERT_EQ(cudaMemcpyAsync(to.device->leaf() + tensor.offset(), gradient.data(),
-                                gradient.size() * sizeof(float), cudaMemcpyHostToDevice, to.stream),
+                                gradient.size() * sizeof(float), cudaMemcpyHostToDevice,
+                                engines.stream.get()),
                 cudaSuccess);
       std::copy(gradient.begin(), gradient.end(), to.host->leaf().begin() + tensor.offset());
       const absl::Status on_host = to.host->TensorReady(i), on_device = to.device->TensorReady(i);
       ASSERT_TRUE(on_host.ok() && on_device.ok()) << on_host << " " << on_device;
     }
   }
+  const auto on_host = to.host->FinishStep();
+  const auto on_device = to.device->FinishStep();
+  ASSERT_TRUE(on_host.ok() && on_device.ok()) << on_host.status() << " " << on_device.status();
+  *sums = {.host = *on_host, .device = *on_device};
 }
 
 // From the gradients of micro-batches over the reduction, the norm and the step to everybody's
 // parameters.
 TEST_P(DeviceTrainingOverNccl, HasTheBitsOfTheHostOverMpi) {
-  const core::FlatLayout layout = Layout();
-  const comm::ShardMap shards(layout, job->world_size(), 1 << 18);
-  const core::TestStream stream;
-  const ShardedOptimizerOptions on_host{.settings = SettingsOf({.name = "adamw_8bit"})};
-  auto host = ShardedOptimizer::Create(layout, shards, job, on_host);
-  auto device = DeviceOptimizer::Create(layout, shards, devices,
-                                        {.settings = on_host.settings, .stream = stream.get()});
-  auto host_reducer =
-      comm::GradientReducer::Create(layout, shards, job, {.micro_batches_per_step = GetParam()});
-  auto device_reducer = comm::DeviceGradientReducer::Create(
-      layout, shards, devices, {.micro_batches_per_step = GetParam(), .stream = stream.get()});
-  ASSERT_TRUE(host.ok() && device.ok()) << host.status() << " " << device.status();
-  ASSERT_TRUE(host_reducer.ok() && device_reducer.ok())
-      << host_reducer.status() << " " << device_reducer.status();
+  TwoEngines engines;
+  TwoReducers reducers;
+  ASSERT_NO_FATAL_FAILURE(engines.Create(SettingsOf({.name = "adamw_8bit"})));
+  ASSERT_NO_FATAL_FAILURE(reducers.Create(engines, GetParam(), comm::Reduction::kOrdered));
   const double scale = 1.0 / static_cast<double>(GetParam());
-  std::vector<float> parameters(static_cast<size_t>(layout.padded_elems()), 0.25f);
-  const core::DeviceArray<float> arena(parameters, stream.get());
   for (int64_t step = 1; step <= 3; ++step) {
-    ASSERT_NO_FATAL_FAILURE(WriteGradients(
-        layout, step, GetParam(),
-        {.host = host_reducer->get(), .device = device_reducer->get(), .stream = stream.get()}));
-    const auto sum = (*host_reducer)->FinishStep();
-    const auto device_sum = (*device_reducer)->FinishStep();
-    ASSERT_TRUE(sum.ok() && device_sum.ok()) << sum.status() << " " << device_sum.status();
-    const auto norm = (*host)->GradientNorm(*sum, scale);
-    const auto device_norm = (*device)->GradientNorm(*device_sum, scale);
-    ASSERT_TRUE(norm.ok() && device_norm.ok()) << norm.status() << " " << device_norm.status();
-    EXPECT_EQ(*device_norm, *norm);
+    Gradients sums;
+    ASSERT_NO_FATAL_FAILURE(Reduce(engines, reducers, step, GetParam(), &sums));
+    double norm = 0;
+    ASSERT_NO_FATAL_FAILURE(engines.ExpectSameNorm(sums, scale, &norm));
     constexpr double kMaxNorm = 1;
-    const auto clipped = [&](double of) { return scale * std::min(1.0, kMaxNorm / of); };
-    const absl::Status stepped = (*host)->Step({.parameters = parameters,
-                                                .gradients = *sum,
-                                                .gradient_scale = clipped(*norm),
-                                                .learning_rate = 1e-2});
-    const absl::Status device_stepped = (*device)->Step({.parameters = arena.data(),
-                                                         .gradients = *device_sum,
-                                                         .gradient_scale = clipped(*device_norm),
-                                                         .learning_rate = 1e-2});
-    ASSERT_TRUE(stepped.ok() && device_stepped.ok()) << stepped << " " << device_stepped;
-    EXPECT_EQ(arena.Get(), parameters) << "step " << step;
+    ASSERT_NO_FATAL_FAILURE(engines.Step(sums, scale * std::min(1.0, kMaxNorm / norm)));
+    EXPECT_EQ(engines.arena.Get(), engines.parameters) << "step " << step;
   }
   EXPECT_TRUE(devices->status().ok()) << devices->status();
 }
 
 // AdamW's first update, where both moments come from the gradient alone. It only grows with the
 // gradient, so that bounds of the one are bounds of the other.
-double FirstUpdate(double learning_rate, double gradient) {
+double FirstUpdate(double gradient) {
   constexpr double kEps = 1e-8;
-  return learning_rate * gradient / (std::abs(gradient) + kEps);
+  return kLearningRate * gradient / (std::abs(gradient) + kEps);
 }
 
 // Of floats on the stream.
@@ -241,61 +262,35 @@ std::vector<float> Copied(std::span<const float> from, cudaStream_t stream) {
 
 // docs/comm.md, "The fast reduction".
 TEST_P(DeviceTrainingOverNccl, StaysWithinTheBoundOfTheFastReduction) {
-  constexpr double kLearningRate = 1e-2;
   constexpr double kUnit = 0x1p-24;
-  const core::FlatLayout layout = Layout();
-  const comm::ShardMap shards(layout, job->world_size(), 1 << 18);
-  const core::TestStream stream;
-  const ShardedOptimizerOptions on_host{.settings = SettingsOf({.name = "adamw_8bit"})};
-  auto host = ShardedOptimizer::Create(layout, shards, job, on_host);
-  auto device = DeviceOptimizer::Create(layout, shards, devices,
-                                        {.settings = on_host.settings, .stream = stream.get()});
-  auto ordered =
-      comm::GradientReducer::Create(layout, shards, job, {.micro_batches_per_step = GetParam()});
-  auto fast = comm::DeviceGradientReducer::Create(layout, shards, devices,
-                                                  {.micro_batches_per_step = GetParam(),
-                                                   .reduction = comm::Reduction::kFast,
-                                                   .stream = stream.get()});
-  ASSERT_TRUE(host.ok() && device.ok()) << host.status() << " " << device.status();
-  ASSERT_TRUE(ordered.ok() && fast.ok()) << ordered.status() << " " << fast.status();
-  std::vector<float> parameters(static_cast<size_t>(layout.padded_elems()), 0.25f);
-  const core::DeviceArray<float> arena(parameters, stream.get());
-  ASSERT_NO_FATAL_FAILURE(
-      WriteGradients(layout, 1, GetParam(),
-                     {.host = ordered->get(), .device = fast->get(), .stream = stream.get()}));
-  const auto sum = (*ordered)->FinishStep();
-  const auto fast_sum = (*fast)->FinishStep();
-  ASSERT_TRUE(sum.ok() && fast_sum.ok()) << sum.status() << " " << fast_sum.status();
-  const std::vector<float> gradients(sum->begin(), sum->end());
+  TwoEngines engines;
+  TwoReducers reducers;
+  ASSERT_NO_FATAL_FAILURE(engines.Create(SettingsOf({.name = "adamw_8bit"})));
+  ASSERT_NO_FATAL_FAILURE(reducers.Create(engines, GetParam(), comm::Reduction::kFast));
+  Gradients sums;
+  ASSERT_NO_FATAL_FAILURE(Reduce(engines, reducers, 1, GetParam(), &sums));
+  const std::vector<float> gradients(sums.host.begin(), sums.host.end());
   if (GetParam() == 6 && job->world_size() > 1) {
-    EXPECT_NE(Copied({*fast_sum, gradients.size()}, stream.get()), gradients)
+    EXPECT_NE(Copied({sums.device, gradients.size()}, engines.stream.get()), gradients)
         << "the order of additions was no other one";
   }
   const double scale = 1.0 / static_cast<double>(GetParam());
-  const absl::Status stepped = (*host)->Step({.parameters = parameters,
-                                              .gradients = gradients,
-                                              .gradient_scale = scale,
-                                              .learning_rate = kLearningRate});
-  const absl::Status device_stepped = (*device)->Step({.parameters = arena.data(),
-                                                       .gradients = *fast_sum,
-                                                       .gradient_scale = scale,
-                                                       .learning_rate = kLearningRate});
-  ASSERT_TRUE(stepped.ok() && device_stepped.ok()) << stepped << " " << device_stepped;
-  const std::vector<float> got = arena.Get();
+  ASSERT_NO_FATAL_FAILURE(engines.Step(sums, scale));
+  const std::vector<float> got = engines.arena.Get();
   const double bound = comm::FastReductionBound(GetParam(), job->world_size());
   size_t at = 0;
-  for (const core::BlockRange run : shards.RunsOf(job->rank())) {
+  for (const core::BlockRange run : engines.shards.RunsOf(job->rank())) {
     for (int64_t e = run.begin * core::kBlockElems; e < run.end * core::kBlockElems; ++e, ++at) {
       double magnitude = 0;
       for (int64_t micro = 0; micro < GetParam(); ++micro)
         magnitude += std::abs(double{LeafGradient(1, micro, e)});
       const double gradient = scale * double{gradients[at]};
       const double off = scale * bound * magnitude;
-      const double exact = FirstUpdate(kLearningRate, gradient);
-      const double moved = std::max(FirstUpdate(kLearningRate, gradient + off) - exact,
-                                    exact - FirstUpdate(kLearningRate, gradient - off));
+      const double exact = FirstUpdate(gradient);
+      const double moved =
+          std::max(FirstUpdate(gradient + off) - exact, exact - FirstUpdate(gradient - off));
       // Eight roundings of the update on each side, two of the parameter.
-      const double want = double{parameters[static_cast<size_t>(e)]};
+      const double want = double{engines.parameters[static_cast<size_t>(e)]};
       const double rounding = kUnit * (16 * kLearningRate + 4 * std::abs(want));
       ASSERT_LE(std::abs(double{got[static_cast<size_t>(e)]} - want), moved + rounding)
           << "element " << e << " of gradient " << gradient << " within " << off;

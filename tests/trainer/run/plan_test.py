@@ -1,12 +1,10 @@
 """What the plan says is what the run takes: memory of the largest rank within 5%, bytes sent by a step exactly."""
-import argparse
 import json
 import os
 import pathlib
 import re
-import tempfile
 
-from tiny_run import Runner, make_material
+from tiny_run import Runner, run_checks
 
 REAL = """
 base_model: {gguf}
@@ -28,7 +26,7 @@ generate: {{heldout_prompts: 2, max_new_tokens: 8}}
 """
 
 
-def check(runner: Runner, name: str, ranks: int, settings: dict) -> None:
+def check_run(runner: Runner, name: str, ranks: int, settings: dict) -> None:
     printed = runner.run(ranks, name, settings, timeout=600)
     summary = json.loads((runner.output(name) / "summary.json").read_text())
     planned, peak = summary["planned_peak_rss_bytes"], summary["peak_rss_bytes"]
@@ -50,30 +48,23 @@ def check_table(text: str, ranks: int) -> None:
     assert abs(sum(parts) - total) < 0.1 * len(parts), text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--source", required=True)
-    parser.add_argument("--gguf", required=True)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        make_material(folder)
-        runner = Runner(args.binary, args.source, folder)
-        plan = runner.run(3, "plan", {}, verb="plan")
-        check_table(plan, 3)
-        python = re.search(r"apart from the ranks: Python text process, ([0-9.]+) MB", plan)
-        assert python and 20 < float(python.group(1)) < 1000, plan
-        assert not runner.output("plan").exists(), "planning leaves a run behind"
-        check(runner, "tiny", 3, {"max_steps": 3, "save_steps": 0})
+def check_tiny(runner: Runner) -> None:
+    plan = runner.run(3, "plan", {}, verb="plan")
+    check_table(plan, 3)
+    python = re.search(r"apart from the ranks: Python text process, ([0-9.]+) MB", plan)
+    assert python and 20 < float(python.group(1)) < 1000, plan
+    assert not runner.output("plan").exists(), "planning leaves a run behind"
+    check_run(runner, "tiny", 3, {"max_steps": 3, "save_steps": 0})
 
-        data = pathlib.Path(args.source) / "data" / "jargon"
-        if not (os.path.exists(args.gguf) and data.exists()):
-            raise SystemExit(f"{args.gguf} or {data} is missing: launch/setup.sh gets them")
-        runner.config.write_text(REAL.format(gguf=args.gguf, data=data))
-        check(runner, "checkpointed", 2, {"sequence_len": 256})
-        check(runner, "kept", 2, {"sequence_len": 192, "lora_r": 8, "activation_checkpointing": "false"})
+
+def check_real(runner: Runner) -> None:
+    gguf, data = runner.args.gguf, pathlib.Path(runner.args.source) / "data" / "jargon"
+    if not (os.path.exists(gguf) and data.exists()):
+        raise SystemExit(f"{gguf} or {data} is missing: launch/setup.sh gets them")
+    runner.config.write_text(REAL.format(gguf=gguf, data=data))
+    check_run(runner, "checkpointed", 2, {"sequence_len": 256})
+    check_run(runner, "kept", 2, {"sequence_len": 192, "lora_r": 8, "activation_checkpointing": "false"})
 
 
 if __name__ == "__main__":
-    main()
+    run_checks(check_tiny, check_real, options=("gguf",))

@@ -196,15 +196,17 @@ def same_adapter(what: str, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) 
         assert (a[key].view(np.uint32) == b[key].view(np.uint32)).all(), f"{what}: {key} differs"
 
 
-def run_checks(*checks) -> None:
-    """The main of a test: each of `checks` gets the Runner of one folder of material."""
+def run_checks(*checks, options: tuple[str, ...] = ()) -> None:
+    """The main of a test: each of `checks` gets the Runner of one folder of material, whose args are those of the
+    command line: `options` beside those of every test."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--source", required=True)
+    for option in ("binary", "source", *options):
+        parser.add_argument(f"--{option}", required=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         make_material(folder)
         runner = Runner(args.binary, args.source, folder)
+        runner.args = args
         for check in checks:
             check(runner)

@@ -56,6 +56,17 @@ inline RuleDefaults DefaultsOf(Algorithm algorithm) {
   return WithRule(algorithm, [](auto rule) { return decltype(rule)::kDefaults; });
 }
 
+// What a rule does without has the default 0 in RuleDefaults.
+
+/// SGD and LARS: the momentum; RMSprop: the smoothing constant.
+inline bool HasBeta1(Algorithm algorithm) { return DefaultsOf(algorithm).beta1 != 0; }
+inline bool HasBeta2(Algorithm algorithm) { return DefaultsOf(algorithm).beta2 != 0; }
+inline bool HasEps(Algorithm algorithm) { return DefaultsOf(algorithm).eps != 0; }
+/// Whether beta1 is a momentum.
+inline bool HasMomentum(Algorithm algorithm) {
+  return algorithm == Algorithm::kSgd || algorithm == Algorithm::kLars;
+}
+
 }  // namespace bitshard::optim
 
 #endif  // BITSHARD_OPTIM_ALGORITHM_H_

@@ -109,6 +109,11 @@ class Engine : public ShardedOptimizer {
     return WalkPages(release, work, [](int64_t) { return absl::OkStatus(); });
   }
 
+  StepMoment MomentOf(const ShardedStepArgs& args) const {
+    return {.step = step_ + 1,
+            .learning_rate = args.learning_rate,
+            .gradient_scale = args.gradient_scale};
+  }
   StepArgs ArgsOf(int64_t group, const ShardedStepArgs& args) const;
   void StepPage(int64_t page, std::byte* at, const ShardedStepArgs& args,
                 std::span<const double> scales);
@@ -137,9 +142,7 @@ class Engine : public ShardedOptimizer {
 };
 
 StepArgs Engine::ArgsOf(int64_t group, const ShardedStepArgs& args) const {
-  StepArgs made = groups_.ArgsOf(group, {.step = step_ + 1,
-                                         .learning_rate = args.learning_rate,
-                                         .gradient_scale = args.gradient_scale});
+  StepArgs made = groups_.ArgsOf(group, MomentOf(args));
   made.runs = runs_.of(group);
   return made;
 }
@@ -221,6 +224,7 @@ absl::Status Engine::Step(const ShardedStepArgs& args) {
         "optimizer step: got %d parameters and %d gradients, want %d and %d",
         args.parameters.size(), args.gradients.size(), layout_.padded_elems(), mine));
   }
+  BITSHARD_RETURN_IF_ERROR(groups_.CheckMoment(MomentOf(args)));
   std::vector<double> scales;
   if (groups_.max_unorm() > 0) {
     BITSHARD_ASSIGN_OR_RETURN(scales, UpdateScalesOf(args));

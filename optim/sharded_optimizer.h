@@ -69,8 +69,8 @@ class ShardedOptimizer {
   /// from 1. With max_unorm (LAMB, LARS) all state is read once more before, and the norms of all
   /// blocks are gathered and summed tensor by tensor in block order: the same bits at any world
   /// size. Non-finite gradients make the state of their blocks NaN: ask GradientNorm first.
-  /// Errors: those of the communicator and of the pages. After one, parameters and state are half
-  /// stepped.
+  /// Errors: those of TensorGroups::CheckMoment, with nothing changed (a learning rate of NaN);
+  /// those of the communicator and of the pages, after which parameters and state are half stepped.
   virtual absl::Status Step(const ShardedStepArgs& args) = 0;
 
   virtual int64_t step() const = 0;

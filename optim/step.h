@@ -75,7 +75,7 @@ struct StepArgs {
 };
 
 /// Empty when the types, roundings, pointers and schedules of `args` fit together, else what does
-/// not. Whether hyper-parameters are in their range is for the caller to know.
+/// not. Whether hyper-parameters are in their range is for the caller to know: HyperFault.
 std::string StepArgsFault(const StepArgs& args);
 
 /// Updates parameters and state in place. Runs must not overlap; no runs, and runs without

@@ -8,6 +8,7 @@
 #include "core/numeric.h"
 #include "core/parallel.h"
 #include "optim/block_step.h"
+#include "optim/hyper_fault.h"
 #include "optim/step.h"
 
 #define HWY_WANT_AVX3_DL
@@ -353,12 +354,8 @@ std::string StepArgsFault(const StepArgs& args) {
   }
   if (args.state_block != 64 && args.state_block != 128 && args.state_block != 256)
     return absl::StrCat("blocks of ", args.state_block, " elements of state, want 64, 128 or 256");
-  if (args.algorithm == Algorithm::kAdEmaMix && args.hyper.beta3_steps > 0 &&
-      !(args.hyper.beta1 > 0 && args.hyper.beta3 > 0)) {
-    return absl::StrCat("beta3 is to grow over ", args.hyper.beta3_steps, " steps from beta1, ",
-                        args.hyper.beta1, ", to ", args.hyper.beta3,
-                        ": it can't with a beta of 0; want both above 0, or beta3_steps 0");
-  }
+  const std::string growth = GrowthFault(args.algorithm, args.hyper);
+  if (!growth.empty()) return growth;
   if (stochastic && args.parameter_type != core::DType::kBFloat16) {
     return absl::StrCat("stochastic rounding of ", core::Name(args.parameter_type),
                         " parameters, want bfloat16");

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/error.h"
 #include "core/status_macros.h"
+#include "optim/hyper_fault.h"
 #include "optim/name_pattern.h"
 
 namespace bitshard::optim {
@@ -30,15 +31,10 @@ absl::Status CheckValues(const TensorOverride& o) {
     return core::ConfigError(
         absl::StrCat(what, "block_size: got ", *o.block_size, ", want 64, 128 or 256"));
   }
-  if (o.learning_rate_factor && !(*o.learning_rate_factor >= 0)) {
-    return core::ConfigError(
-        absl::StrCat(what, "learning rate: got ", *o.learning_rate_factor, " times the others'"));
-  }
-  if (o.weight_decay && !(*o.weight_decay >= 0)) {
-    return core::ConfigError(
-        absl::StrCat(what, "weight_decay: got ", *o.weight_decay, ", want at least 0"));
-  }
-  return absl::OkStatus();
+  const std::string rate = core::RangeFault(o.learning_rate_factor.value_or(1), kFactorRange);
+  if (!rate.empty()) return core::ConfigError(what + "learning_rate_factor: " + rate);
+  const std::string decay = core::RangeFault(o.weight_decay.value_or(0), kFactorRange);
+  return decay.empty() ? absl::OkStatus() : core::ConfigError(what + "weight_decay: " + decay);
 }
 
 // The tensors that the pattern matches.
@@ -64,14 +60,10 @@ absl::Status TensorGroups::SetHyper(const OptimizerSettings& settings) {
             .alpha_steps = settings.alpha_steps,
             .beta3_steps = settings.beta3_steps};
   max_unorm_ = settings.max_unorm.value_or(defaults.max_unorm);
-  if (!(max_unorm_ >= 0))
-    return core::ConfigError(absl::StrCat("max_unorm: got ", max_unorm_, ", want at least 0"));
+  const std::string fault = HyperFault(algorithm_, hyper_, max_unorm_);
+  if (!fault.empty()) return core::ConfigError("optimizer settings: " + fault);
   if (max_unorm_ > 0 && !HasUpdateNorm(algorithm_))
     return core::ConfigError("max_unorm: this optimizer's update has no norm to limit; want 0");
-  if (hyper_.beta3_steps > 0 && !(hyper_.beta1 > 0))
-    return core::ConfigError("beta1: got 0, but beta3 is to grow from it; want above 0");
-  if (hyper_.beta3_steps > 0 && !(hyper_.beta3 > 0))
-    return core::ConfigError("beta3: got 0, but it is to grow from beta1; want above 0");
   return absl::OkStatus();
 }
 
@@ -125,6 +117,17 @@ absl::StatusOr<TensorGroups> TensorGroups::Create(const core::FlatLayout& layout
   }
   made.SetGroups(wanted);
   return made;
+}
+
+absl::Status TensorGroups::CheckMoment(const StepMoment& moment) const {
+  // As it was given, before any tensor's factor.
+  const std::string rate = core::RangeFault(moment.learning_rate, kFactorRange);
+  if (!rate.empty()) return core::ConfigError("optimizer step: lr: " + rate);
+  for (int64_t group = 0; group < num_groups(); ++group) {
+    const std::string fault = HyperFault(algorithm_, ArgsOf(group, moment).hyper, max_unorm_);
+    if (!fault.empty()) return core::ConfigError("optimizer step: " + fault);
+  }
+  return absl::OkStatus();
 }
 
 StepArgs TensorGroups::ArgsOf(int64_t group, const StepMoment& moment) const {

@@ -28,13 +28,14 @@ struct TensorOverride {
   std::string pattern;                         ///< Of whole names: optim/name_pattern.h.
   std::optional<int64_t> bits;                 ///< Of the state, 8 or 32, whatever its size.
   std::optional<int64_t> block_size;           ///< Elements that share an absmax: 64, 128 or 256.
-  std::optional<double> learning_rate_factor;  ///< Multiplies the learning rate of each step.
-  std::optional<double> weight_decay;
+  std::optional<double> learning_rate_factor;  ///< Multiplies each step's rate; at least 0.
+  std::optional<double> weight_decay;          ///< At least 0.
 };
 
 struct OptimizerSettings {
   OptimizerName name;
-  // As in StepHyper. Not given: the rule's default, DefaultsOf(name.algorithm).
+  // As in StepHyper, whose ranges HyperFault holds. Not given: the rule's default,
+  // DefaultsOf(name.algorithm).
   std::optional<double> beta1;
   std::optional<double> beta2;
   std::optional<double> eps;
@@ -76,8 +77,8 @@ struct StepMoment {
 
 class TensorGroups {
  public:
-  /// Errors: kConfig for a value out of range, a max_unorm that the rule has no use for, and an
-  /// override that matches no tensor (with the nearest name) or changes nothing.
+  /// Errors: kConfig for a value out of range (HyperFault), a max_unorm that the rule has no use
+  /// for, and an override that matches no tensor (with the nearest name) or changes nothing.
   static absl::StatusOr<TensorGroups> Create(const core::FlatLayout& layout,
                                              const OptimizerSettings& settings);
 
@@ -85,6 +86,10 @@ class TensorGroups {
   int64_t GroupOf(int64_t tensor) const { return group_of_[static_cast<size_t>(tensor)]; }
   /// By tensor.
   const std::vector<StateForm>& forms() const { return forms_; }
+  /// Whether all groups can be stepped: to be asked before anything is changed. Errors: kConfig - a
+  /// learning rate or gradient scale that is NaN or infinite (of a tensor, if times its factor), a
+  /// learning rate below 0, a step below 1.
+  absl::Status CheckMoment(const StepMoment& moment) const;
   /// Everything but the runs, for float32 parameters and gradients. `group` is in [0,
   /// num_groups()).
   StepArgs ArgsOf(int64_t group, const StepMoment& moment) const;

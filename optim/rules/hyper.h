@@ -7,8 +7,8 @@
 
 namespace bitshard::optim {
 
-/// Nothing here checks that values are in range: the trainer's configuration and BlockwiseOptions
-/// do, with messages.
+/// Nothing here checks that values are in range: HyperFault (optim/hyper_fault.h) says which are
+/// not.
 struct StepHyper {
   int64_t step = 1;             ///< From 1.
   double learning_rate = 1e-3;  ///< At least 0.

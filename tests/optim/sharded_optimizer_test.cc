@@ -333,6 +333,37 @@ TEST(ShardedOptimizer, HoldsEachTensorAsItsOverridesSay) {
   EXPECT_EQ(shares[3].tensors, 1);
 }
 
+TEST(ShardedOptimizer, RefusesAStepThatWouldMakeParametersNanAndChangesNothing) {
+  const core::FlatLayout layout = Layout();
+  const comm::ShardMap shards(layout, 1, 1 << 20);
+  auto ranks = comm::ThreadCommunicator::Create(1);
+  // The limit has a pre-pass, which comes after the check.
+  ShardedOptimizerOptions options = WithOverrides("lamb_8bit");
+  auto optimizer = ShardedOptimizer::Create(layout, shards, ranks[0].get(), options);
+  ASSERT_TRUE(optimizer.ok()) << optimizer.status();
+  const std::vector<float> before(static_cast<size_t>(layout.padded_elems()), 0.5f);
+  std::vector<float> parameters = before;
+  const std::vector<float> gradients(before.size(), 1.0f);
+  const auto refusal = [&](double scale, double rate) {
+    const absl::Status status = (*optimizer)
+                                    ->Step({.parameters = parameters,
+                                            .gradients = gradients,
+                                            .gradient_scale = scale,
+                                            .learning_rate = rate});
+    EXPECT_EQ(parameters, before);
+    EXPECT_EQ((*optimizer)->step(), 0);
+    return std::string(status.message());
+  };
+  EXPECT_EQ(refusal(1, NAN), "optimizer step: lr: got nan, want a finite number at least 0");
+  EXPECT_EQ(refusal(1, -1e-3), "optimizer step: lr: got -0.001, want at least 0");
+  EXPECT_THAT(refusal(NAN, 1e-3), HasSubstr("gradient_scale: got nan"));
+  EXPECT_THAT(refusal(1, 1e308), HasSubstr("lr: got inf"));  // Twice that for "c".
+  EXPECT_TRUE((*optimizer)
+                  ->Step({.parameters = parameters, .gradients = gradients, .learning_rate = 0.1})
+                  .ok());
+  EXPECT_NE(parameters, before);
+}
+
 TEST(TensorGroups, RefuseOverridesThatMeanNothing) {
   const core::FlatLayout layout =
       *core::FlatLayout::Create({{"layers.0.q_proj.weight", {5000}}, {"layers.0.norm", {300}}});
@@ -349,7 +380,11 @@ TEST(TensorGroups, RefuseOverridesThatMeanNothing) {
   EXPECT_THAT(refusal({.pattern = "*"}), HasSubstr("changes nothing"));
   EXPECT_THAT(refusal({.pattern = "*", .bits = 4}), HasSubstr("bits: got 4, want 8 or 32"));
   EXPECT_THAT(refusal({.pattern = "*", .block_size = 32}), HasSubstr("want 64, 128 or 256"));
-  EXPECT_THAT(refusal({.pattern = "*", .learning_rate_factor = -1}), HasSubstr("got -1 times"));
+  EXPECT_THAT(refusal({.pattern = "*", .learning_rate_factor = -1}),
+              HasSubstr("learning_rate_factor: got -1, want at least 0"));
+  EXPECT_THAT(refusal({.pattern = "*", .learning_rate_factor = INFINITY}),
+              HasSubstr("learning_rate_factor: got inf, want a finite number at least 0"));
+  EXPECT_THAT(refusal({.pattern = "*", .weight_decay = NAN}), HasSubstr("weight_decay: got nan"));
   EXPECT_THAT(refusal({.pattern = "*", .weight_decay = -1}),
               HasSubstr("weight_decay: got -1, want at least 0"));
   EXPECT_THAT(refusal({.pattern = "*norm", .block_size = 64}), HasSubstr("32-bit state"));
@@ -361,6 +396,19 @@ TEST(TensorGroups, RefuseOverridesThatMeanNothing) {
   };
   EXPECT_THAT(setting_refusal("lion_8bit", {.max_unorm = 1}), HasSubstr("has no norm to limit"));
   EXPECT_THAT(setting_refusal("adamw_8bit", {.max_unorm = -1}), HasSubstr("max_unorm: got -1"));
+  EXPECT_THAT(setting_refusal("adamw_8bit", {.max_unorm = NAN}), HasSubstr("max_unorm: got nan"));
+  EXPECT_EQ(setting_refusal("adamw_8bit", {.beta1 = 1}),
+            "optimizer settings: beta1: got 1, want at least 0 and below 1");
+  EXPECT_THAT(setting_refusal("sgd_8bit", {.beta1 = -1}), HasSubstr("momentum: got -1"));
+  EXPECT_THAT(setting_refusal("lion_8bit", {.beta2 = NAN}), HasSubstr("beta2: got nan"));
+  EXPECT_THAT(setting_refusal("adam_8bit", {.eps = -1}), HasSubstr("eps: got -1"));
+  EXPECT_THAT(setting_refusal("adam_8bit", {.weight_decay = INFINITY}),
+              HasSubstr("weight_decay: got inf"));
+  EXPECT_THAT(setting_refusal("ademamix_8bit", {.beta3 = 1}), HasSubstr("beta3: got 1"));
+  EXPECT_THAT(setting_refusal("ademamix_8bit", {.alpha = NAN}), HasSubstr("alpha: got nan"));
+  EXPECT_THAT(setting_refusal("ademamix_8bit", {.alpha_steps = -1}), HasSubstr("t_alpha: got -1"));
+  EXPECT_EQ(setting_refusal("ademamix_8bit", {.beta1 = 0, .beta2 = 0, .eps = 0, .alpha = -1}),
+            "accepted");
   EXPECT_THAT(setting_refusal("ademamix_8bit", {.beta1 = 0, .beta3_steps = 9}),
               HasSubstr("beta1: got 0"));
   EXPECT_THAT(setting_refusal("ademamix_8bit", {.beta3 = 0, .beta3_steps = 9}),

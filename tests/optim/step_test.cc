@@ -245,9 +245,9 @@ TEST_F(StepArgsFaultTest, NamesAScheduleThatGrowsFromNothing) {
   args_.hyper.beta3_steps = 10;
   EXPECT_EQ(StepArgsFault(args_), "");
   args_.hyper.beta1 = 0;
-  ExpectFault("beta3 is to grow over 10 steps from beta1, 0, to 0.9999: it can't with a beta of 0");
+  ExpectFault("beta1: got 0, want above 0: beta3 grows from beta1 over 10 steps");
   args_.hyper = {.beta1 = 0.9, .beta3 = 0, .beta3_steps = 10};
-  ExpectFault("from beta1, 0.9, to 0: it can't");
+  ExpectFault("beta3: got 0, want above 0");
   args_.hyper.beta3_steps = 0;
   EXPECT_EQ(StepArgsFault(args_), "");
 }

@@ -183,17 +183,32 @@ BlockwiseOptimizer::BlockwiseOptimizer(const std::vector<torch::optim::Optimizer
   for (size_t group = 0; group < param_groups_.size(); ++group) OptionsOf(group);
 }
 
-const BlockwiseOptions& BlockwiseOptimizer::OptionsOf(size_t group) const {
-  const std::string where = absl::StrCat(ClassNameOf(algorithm_), ": group ", group);
-  const auto* options = dynamic_cast<const BlockwiseOptions*>(&param_groups_[group].options());
-  TORCH_CHECK(options != nullptr, where,
+std::string BlockwiseOptimizer::NameOf(size_t group) const {
+  return absl::StrCat(ClassNameOf(algorithm_), ": group ", group);
+}
+
+const BlockwiseOptions& BlockwiseOptimizer::OfOwnClass(
+    const torch::optim::OptimizerOptions& options, const std::string& where) const {
+  const auto* own = dynamic_cast<const BlockwiseOptions*>(&options);
+  TORCH_CHECK(own != nullptr, where,
               " has options of another library, want bitshard::optim::", ClassNameOf(algorithm_),
               "Options");
-  TORCH_CHECK(options->algorithm() == algorithm_, where, " has options of ",
-              ClassNameOf(options->algorithm()),
-              ", want bitshard::optim::", ClassNameOf(algorithm_), "Options");
-  options->Check(where);
-  return *options;
+  TORCH_CHECK(own->algorithm() == algorithm_, where, " has options of ",
+              ClassNameOf(own->algorithm()), ", want bitshard::optim::", ClassNameOf(algorithm_),
+              "Options");
+  return *own;
+}
+
+const BlockwiseOptions& BlockwiseOptimizer::OptionsOf(size_t group) const {
+  const BlockwiseOptions& options = OfOwnClass(param_groups_[group].options(), NameOf(group));
+  options.Check(NameOf(group));
+  return options;
+}
+
+void BlockwiseOptimizer::add_param_group(const torch::optim::OptimizerParamGroup& group) {
+  const std::string where = NameOf(param_groups_.size());
+  OfOwnClass(group.has_options() ? group.options() : defaults(), where).Check(where);
+  Optimizer::add_param_group(group);
 }
 
 std::vector<BlockwiseOptimizer::Pending> BlockwiseOptimizer::CheckedParameters() {

@@ -63,14 +63,18 @@ class BlockwiseOptimizer : public torch::optim::Optimizer {
   /// Steps every parameter that has a gradient. `closure` is called first, with gradients on.
   /// Returns what it returned; an undefined tensor without one.
   /// Errors: c10::Error - a parameter or gradient that is sparse, not on the CPU, of another type
-  /// or shape, or overlaps itself; options out of range; state of another number of elements. Each
-  /// names group and parameter.
+  /// or shape, or overlaps itself; options out of range, as a learning rate that has become NaN;
+  /// state of another number of elements. Each names group and parameter.
   torch::Tensor step(LossClosure closure = nullptr) override;
+  /// As torch's, but options out of range or of another class are refused before anything is
+  /// changed (c10::Error). It hides torch's, which is not virtual: called through
+  /// torch::optim::Optimizer, that takes them, and the next step refuses them.
+  void add_param_group(const torch::optim::OptimizerParamGroup& group);
   /// For torch::save and torch::load: options and state by group and place in it; the parameters
   /// are the model's to save. load replaces all options and all state, and checks everything
   /// before it changes anything.
   /// Errors: c10::Error - an archive of another optimizer, algorithm, number of groups or
-  /// parameters, or with state that does not fit its parameter.
+  /// parameters, with options out of range or state that does not fit its parameter.
   void save(torch::serialize::OutputArchive& archive) const override;
   void load(torch::serialize::InputArchive& archive) override;
   /// How many tensors and elements have what state, and its bytes, in one line. Parameters that
@@ -83,6 +87,9 @@ class BlockwiseOptimizer : public torch::optim::Optimizer {
 
  private:
   struct Pending;
+  std::string NameOf(size_t group) const;
+  const BlockwiseOptions& OfOwnClass(const torch::optim::OptimizerOptions& options,
+                                     const std::string& where) const;
   const BlockwiseOptions& OptionsOf(size_t group) const;
   std::vector<Pending> CheckedParameters();
 

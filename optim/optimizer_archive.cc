@@ -137,14 +137,15 @@ void BlockwiseOptimizer::load(InputArchive& archive) {
   std::vector<OptionValues> options;
   std::vector<std::pair<void*, std::unique_ptr<OptimizerState>>> states;
   for (size_t group = 0; group < param_groups_.size(); ++group) {
-    const std::string where = absl::StrCat(self, ": group ", group);
+    const std::string where = NameOf(group);
     const std::vector<Tensor>& parameters = param_groups_[group].params();
     InputArchive group_archive = ReadArchive(archive, absl::StrCat("group", group));
     const int64_t count = ReadValue<int64_t>(group_archive, "parameters");
     TORCH_CHECK(count == static_cast<int64_t>(parameters.size()), where, ": the archive has ",
                 count, " parameters, the optimizer ", parameters.size());
     InputArchive options_archive = ReadArchive(group_archive, "options");
-    const auto loaded = OptionsOf(group).clone();
+    // Whatever they have become: they are replaced.
+    const auto loaded = OfOwnClass(param_groups_[group].options(), where).clone();
     loaded->serialize(options_archive);
     const auto& checked = static_cast<const BlockwiseOptions&>(*loaded);
     checked.Check(absl::StrCat(where, " of the archive"));

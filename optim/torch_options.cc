@@ -2,6 +2,8 @@
 
 #include <torch/serialize/archive.h>
 
+#include "optim/hyper_fault.h"
+
 namespace bitshard::optim {
 namespace {
 
@@ -26,8 +28,6 @@ void ForEachValue(Values& v, Body&& body) {
   body("stochastic_rounding", v.stochastic_rounding);
   body("seed", v.seed);
 }
-
-bool IsDecay(double beta) { return 0 <= beta && beta < 1; }
 
 }  // namespace
 
@@ -60,26 +60,11 @@ void BlockwiseOptions::serialize(torch::serialize::InputArchive& archive) {
 }
 
 void BlockwiseOptions::Check(const std::string& where) const {
-  const StepHyper& h = values_.hyper;
-  TORCH_CHECK(h.learning_rate >= 0, where, ": lr: got ", h.learning_rate, ", want at least 0");
-  TORCH_CHECK(h.eps >= 0, where, ": eps: got ", h.eps, ", want at least 0");
-  TORCH_CHECK(h.weight_decay >= 0, where, ": weight_decay: got ", h.weight_decay,
-              ", want at least 0");
-  TORCH_CHECK(values_.max_unorm >= 0, where, ": max_unorm: got ", values_.max_unorm,
-              ", want at least 0");
-  if (algorithm_ == Algorithm::kSgd || algorithm_ == Algorithm::kLars) {
-    TORCH_CHECK(0 < h.beta1 && h.beta1 < 1, where, ": momentum: got ", h.beta1,
-                ", want above 0 and below 1; without momentum there is no state to keep, and "
-                "torch::optim::SGD serves");
-  } else {
-    TORCH_CHECK(IsDecay(h.beta1) && IsDecay(h.beta2) && IsDecay(h.beta3), where,
-                ": betas (or alpha of RMSprop): got ", h.beta1, ", ", h.beta2, " and ", h.beta3,
-                ", want at least 0 and below 1");
-  }
-  TORCH_CHECK(h.alpha_steps >= 0 && h.beta3_steps >= 0, where, ": t_alpha and t_beta3: got ",
-              h.alpha_steps, " and ", h.beta3_steps, ", want at least 0");
-  TORCH_CHECK(h.beta3_steps == 0 || (h.beta1 > 0 && h.beta3 > 0), where, ": t_beta3: got ",
-              h.beta3_steps, " with a beta of 0, from which nothing can grow");
+  const std::string fault = HyperFault(rule(), values_.hyper, values_.max_unorm);
+  TORCH_CHECK(fault.empty(), where, ": ", fault);
+  TORCH_CHECK(!HasMomentum(algorithm_) || values_.hyper.beta1 != 0, where,
+              ": momentum: got 0, want above 0; without momentum there is no state to keep, and "
+              "torch::optim::SGD serves");
   TORCH_CHECK(values_.bits == 8 || values_.bits == 32, where, ": bits: got ", values_.bits,
               ", want 8 or 32");
   TORCH_CHECK(values_.block_size == 64 || values_.block_size == 128 || values_.block_size == 256,

@@ -3,8 +3,10 @@
 //
 //   optim::AdamWOptions(3e-4).betas({0.9, 0.95}).weight_decay(0.1).bits(32)
 //
-// Values out of range are refused (c10::Error) where an optimizer is made with them and at each
-// step.
+// Values out of range, NaN and infinite ones too, are refused (c10::Error that names option, value
+// and range) where an optimizer is made with them, by add_param_group, at each step (whoever set
+// them, as a learning rate scheduler) and by load. What the range is stands at each option, and in
+// optim/hyper_fault.h for all.
 #ifndef BITSHARD_OPTIM_TORCH_OPTIONS_H_
 #define BITSHARD_OPTIM_TORCH_OPTIONS_H_
 
@@ -80,9 +82,9 @@ class BlockwiseOptions : public torch::optim::OptimizerOptions {
 template <class Self>
 class CommonOptions : public BlockwiseOptions {
  public:
-  /// At least 0. What schedulers change.
+  /// At least 0, finite. What schedulers change.
   BITSHARD_OPTION(Self, double, lr, values_.hyper.learning_rate)
-  /// At least 0; how it enters is said at each class. L2: added to the gradient, times the
+  /// At least 0, finite; how it enters is said at each class. L2: added to the gradient, times the
   /// parameter. Decoupled: the parameter is multiplied by 1 - lr * weight_decay.
   BITSHARD_OPTION(Self, double, weight_decay, values_.hyper.weight_decay)
   /// Of the state: 8 or 32. A parameter's state is made in its first step and stays as it was made.
@@ -108,8 +110,8 @@ class CommonOptions : public BlockwiseOptions {
   explicit CommonOptions(Algorithm algorithm) : BlockwiseOptions(algorithm) {}
 };
 
-// The defaults of each class stand above it. eps is at least 0 and stands beside the root of the
-// second average (docs/numerics.md); max_unorm is at least 0, and 0 is no limit.
+// The defaults of each class stand above it. eps is at least 0, finite, and stands beside the root
+// of the second average (docs/numerics.md); max_unorm is at least 0, and 0 or infinity is no limit.
 
 /// lr 1e-3, betas (0.9, 0.999), eps 1e-8, no decay. Decay is L2, added to the gradient, as in
 /// torch::optim::Adam, unless it is decoupled (bitsandbytes' Adam: that of AdamW).
@@ -181,8 +183,8 @@ class AdagradOptions : public CommonOptions<AdagradOptions> {
   BITSHARD_OPTION(AdagradOptions, double, eps, values_.hyper.eps)
 };
 
-/// lr 1e-3, betas (0.9, 0.999, 0.9999) of the fast average, the square and the slow average, alpha
-/// (the slow average's weight) 5, eps 1e-8, decoupled decay 0.01.
+/// lr 1e-3, betas (0.9, 0.999, 0.9999) of the fast average, the square and the slow average, each
+/// in [0, 1), alpha (the slow average's weight, finite) 5, eps 1e-8, decoupled decay 0.01.
 class AdEMAMixOptions : public CommonOptions<AdEMAMixOptions> {
  public:
   AdEMAMixOptions(double rate = 1e-3) : CommonOptions(Algorithm::kAdEmaMix) { lr(rate); }  // NOLINT
@@ -195,8 +197,8 @@ class AdEMAMixOptions : public CommonOptions<AdEMAMixOptions> {
   }
   BITSHARD_OPTION(AdEMAMixOptions, double, eps, values_.hyper.eps)
   BITSHARD_OPTION(AdEMAMixOptions, double, alpha, values_.hyper.alpha)
-  /// Steps over which alpha grows from 0 and beta3 from beta1 (both betas then above 0); 0: they
-  /// are what they are.
+  /// At least 0: steps over which alpha grows from 0 and beta3 from beta1 (both betas then above
+  /// 0); 0: they are what they are.
   BITSHARD_OPTION(AdEMAMixOptions, int64_t, t_alpha, values_.hyper.alpha_steps)
   BITSHARD_OPTION(AdEMAMixOptions, int64_t, t_beta3, values_.hyper.beta3_steps)
 };

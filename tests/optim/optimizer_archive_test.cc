@@ -6,6 +6,7 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <limits>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -197,6 +198,17 @@ TEST(Archive, IsRefusedOfAnotherFormatOrWithOptionsOutOfRange) {
               HasSubstr("the archive holds no optimizer of this bitshard"));
   EXPECT_THAT(ErrorOfWritten("bitshard.optim.1", -1),
               HasSubstr("AdamW: group 0 of the archive: lr: got -1"));
+  EXPECT_THAT(ErrorOfWritten("bitshard.optim.1", std::numeric_limits<double>::quiet_NaN()),
+              HasSubstr("AdamW: group 0 of the archive: lr: got nan"));
+}
+
+TEST(Archive, ReplacesOptionsThatHaveGoneOutOfRange) {
+  AdamW optimizer(std::vector<Tensor>{torch::zeros({3})}, AdamWOptions(1e-3));
+  std::stringstream file;
+  torch::save(optimizer, file);
+  optimizer.param_groups()[0].options().set_lr(-1);
+  torch::load(optimizer, file);
+  EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), 1e-3);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <string>
@@ -265,6 +266,49 @@ TEST(Optimizer, StepsEachGroupWithItsOwnOptions) {
   static_cast<LionOptions&>(optimizer.param_groups()[1].options()).lr() = -1;
   EXPECT_THAT(ErrorOf([&] { optimizer.step(); }), HasSubstr("Lion: group 1: lr: got -1"));
   EXPECT_EQ(c[0].item<float>(), -4.0f);
+}
+
+TEST(Optimizer, RefusesAGroupOutOfRangeAndKeepsThoseItHas) {
+  Tensor a = torch::zeros({5}).requires_grad_(true), b = CopyOf(a);
+  AdamW optimizer(std::vector<Tensor>{a}, AdamWOptions(1e-3));
+  const auto refusal = [&](std::unique_ptr<torch::optim::OptimizerOptions> options) {
+    const OptimizerParamGroup group(std::vector<Tensor>{b}, std::move(options));
+    const std::string error = ErrorOf([&] { optimizer.add_param_group(group); });
+    EXPECT_EQ(optimizer.param_groups().size(), 1u);
+    return error;
+  };
+  EXPECT_THAT(refusal(std::make_unique<AdamWOptions>(NAN)),
+              HasSubstr("AdamW: group 1: lr: got nan, want a finite number at least 0"));
+  EXPECT_THAT(refusal(std::make_unique<AdamWOptions>(AdamWOptions().betas({0.9, 2}))),
+              HasSubstr("group 1: beta2: got 2"));
+  EXPECT_THAT(refusal(std::make_unique<LionOptions>()), HasSubstr("group 1 has options of Lion"));
+  // A group without options gets the defaults, whatever they have become.
+  optimizer.defaults().set_lr(-1);
+  EXPECT_THAT(ErrorOf([&] { optimizer.add_param_group(OptimizerParamGroup({b})); }),
+              HasSubstr("group 1: lr: got -1"));
+  EXPECT_EQ(optimizer.param_groups().size(), 1u);
+  // torch's own function takes it; the step does not.
+  static_cast<torch::optim::Optimizer&>(optimizer).add_param_group(OptimizerParamGroup({b}));
+  a.mutable_grad() = torch::ones({5});
+  EXPECT_THAT(ErrorOf([&] { optimizer.step(); }), HasSubstr("group 1: lr: got -1"));
+  EXPECT_EQ(a[0].item<float>(), 0.0f);
+}
+
+TEST(Optimizer, RefusesAStepAtALearningRateThatASchedulerMadeNan) {
+  Tensor p = torch::zeros({5000}).requires_grad_(true);
+  p.mutable_grad() = torch::ones({5000});
+  AdamW optimizer(std::vector<Tensor>{p}, AdamWOptions(0.5));
+  torch::optim::StepLR scheduler(optimizer, /*step_size=*/1, /*gamma=*/NAN);
+  optimizer.step();
+  const Tensor before = p.detach().clone();
+  scheduler.step();
+  scheduler.step();  // LibTorch's StepLR begins a call late.
+  EXPECT_THAT(ErrorOf([&] { optimizer.step(); }), HasSubstr("AdamW: group 0: lr: got nan"));
+  EXPECT_TRUE(torch::equal(p.detach(), before));
+  optimizer.param_groups()[0].options().set_lr(0.5);
+  optimizer.step();
+  EXPECT_TRUE(p.isfinite().all().item<bool>());
+  EXPECT_FALSE(torch::equal(p.detach(), before));
 }
 
 TEST(Optimizer, FollowsLearningRateSchedulers) {

@@ -8,6 +8,7 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <cmath>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -62,19 +63,30 @@ TEST(Options, AreRefusedOutOfRangeAndForOtherAlgorithms) {
   EXPECT_THAT(ErrorOf([&] {
                 AdamW(p, AdamWOptions().betas({1, 0.9}));
               }),
-              HasSubstr("betas (or alpha of RMSprop): got 1, 0.9"));
-  EXPECT_THAT(ErrorOf([&] { Lion(p, LionOptions().betas({0.9, 1})); }), HasSubstr("betas"));
-  EXPECT_THAT(ErrorOf([&] { Lion(p, LionOptions().betas({-0.1, 0.9})); }), HasSubstr("betas"));
+              HasSubstr("AdamW: beta1: got 1, want at least 0 and below 1"));
+  EXPECT_THAT(ErrorOf([&] { Lion(p, LionOptions().betas({0.9, 1})); }), HasSubstr("beta2: got 1"));
+  EXPECT_THAT(ErrorOf([&] {
+                Lion(p, LionOptions().betas({-0.1, 0.9}));
+              }),
+              HasSubstr("beta1: got -0.1"));
   EXPECT_THAT(ErrorOf([&] {
                 AdEMAMix(p, AdEMAMixOptions().betas({0.9, 0.9, 1}));
               }),
-              HasSubstr("betas"));
+              HasSubstr("beta3: got 1"));
+  EXPECT_THAT(ErrorOf([&] { RMSprop(p, RMSpropOptions().alpha(1)); }), HasSubstr("alpha: got 1"));
+  EXPECT_THAT(ErrorOf([&] { AdEMAMix(p, AdEMAMixOptions().alpha(NAN)); }),
+              HasSubstr("AdEMAMix: alpha: got nan, want a finite number"));
   EXPECT_THAT(ErrorOf([&] { AdEMAMix(p, AdEMAMixOptions().t_alpha(-1)); }),
-              HasSubstr("t_alpha and t_beta3: got -1 and 0"));
+              HasSubstr("t_alpha: got -1, want at least 0"));
+  // Decoupled, it is stepped as AdamW.
+  EXPECT_THAT(ErrorOf([&] {
+                Adam(p, AdamOptions().decoupled_weight_decay(true).betas({0.9, NAN}));
+              }),
+              HasSubstr("Adam: beta2: got nan"));
   EXPECT_THAT(ErrorOf([&] {
                 AdEMAMix(p, AdEMAMixOptions().betas({0, 0.9, 0.9}).t_beta3(5));
               }),
-              HasSubstr("t_beta3: got 5 with a beta of 0"));
+              HasSubstr("beta1: got 0, want above 0: beta3 grows from beta1 over 5 steps"));
   EXPECT_THAT(ErrorOf([&] { SGD(p, SGDOptions(0.1)); }), HasSubstr("torch::optim::SGD serves"));
   EXPECT_THAT(ErrorOf([&] { SGD(p, SGDOptions(0.1).momentum(1)); }), HasSubstr("momentum: got 1"));
   EXPECT_THAT(ErrorOf([&] { LARS(p, LARSOptions(0.1)); }), HasSubstr("LARS: momentum: got 0"));
@@ -93,6 +105,22 @@ TEST(Options, AreRefusedOutOfRangeAndForOtherAlgorithms) {
   std::vector<OptimizerParamGroup> groups;
   groups.emplace_back(p, std::make_unique<AdamWOptions>(1e-3));
   EXPECT_THAT(ErrorOf([&] { AdamW(groups, AdamWOptions(-1)); }), HasSubstr("AdamW: lr: got -1"));
+}
+
+TEST(Options, AreRefusedWhereTheyWouldMakeEveryParameterNan) {
+  const std::vector<Tensor> p = {Parameter(10, 9)};
+  for (const double bad : {static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
+    EXPECT_THAT(ErrorOf([&] { Lion(p, LionOptions(bad)); }), HasSubstr("Lion: lr: got"));
+    EXPECT_THAT(ErrorOf([&] { SGD(p, SGDOptions(0.1).momentum(bad)); }), HasSubstr("momentum"));
+    EXPECT_THAT(ErrorOf([&] { LARS(p, LARSOptions(0.1).momentum(bad)); }), HasSubstr("momentum"));
+    EXPECT_THAT(ErrorOf([&] { Adagrad(p, AdagradOptions().eps(bad)); }), HasSubstr("eps: got"));
+    EXPECT_THAT(ErrorOf([&] { LAMB(p, LAMBOptions().weight_decay(bad)); }),
+                HasSubstr("LAMB: weight_decay: got"));
+  }
+  EXPECT_THAT(ErrorOf([&] { LAMB(p, LAMBOptions().max_unorm(NAN)); }), HasSubstr("max_unorm"));
+  EXPECT_NO_THROW(LAMB(p, LAMBOptions().max_unorm(INFINITY)));  // No limit, as in bitsandbytes.
+  EXPECT_NO_THROW(AdEMAMix(p, AdEMAMixOptions().alpha(-1)));    // As in bitsandbytes.
+  EXPECT_NO_THROW(AdamW(p, AdamWOptions(0).betas({0, 0}).eps(0).weight_decay(0)));
 }
 
 TEST(Options, ComeBackFromAnArchive) {

@@ -82,6 +82,7 @@ absl::Status DeviceShard::Flush(const DeviceShardStep& args, BlockNorms* norms) 
 
 absl::Status DeviceShard::Step(const DeviceShardStep& args,
                                absl::FunctionRef<absl::Status(int64_t blocks)> done) {
+  BITSHARD_RETURN_IF_ERROR(groups_.CheckMoment(args.moment));
   if (buffer_ == nullptr) return done(0);
   if (error_.ok())
     error_ = resident() ? WalkResident(args, nullptr, done) : WalkPaged(args, nullptr, done);
@@ -89,6 +90,7 @@ absl::Status DeviceShard::Step(const DeviceShardStep& args,
 }
 
 absl::Status DeviceShard::UpdateNorms(const DeviceShardStep& args, BlockNorms* out) {
+  BITSHARD_RETURN_IF_ERROR(groups_.CheckMoment(args.moment));
   if (buffer_ == nullptr) return absl::OkStatus();
   const auto done = [](int64_t) { return absl::OkStatus(); };
   if (error_.ok()) error_ = resident() ? WalkResident(args, out, done) : WalkPaged(args, out, done);

@@ -64,7 +64,8 @@ class DeviceShard {
 
   /// Puts the step on the stream, page by page; one launch for each group of tensors where the
   /// state is resident. `done(n)` is called when the step of this rank's first n blocks is on the
-  /// stream. After an error the state is half stepped: every later call returns it.
+  /// stream. After an error the state is half stepped: every later call returns it. But not after
+  /// those of TensorGroups::CheckMoment, as for a learning rate of NaN: they change nothing.
   absl::Status Step(const DeviceShardStep& args,
                     absl::FunctionRef<absl::Status(int64_t blocks)> done);
 

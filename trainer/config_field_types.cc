@@ -20,10 +20,6 @@ std::errc ReadWhole(const std::string& text, T* value) {
   return stopped == end ? std::errc() : std::errc::invalid_argument;
 }
 
-std::string Limits(const std::string& low, const std::string& high) {
-  return low.empty() || high.empty() ? low + high : low + " and " + high;
-}
-
 }  // namespace
 
 std::string TypeText(const IntRange& range) {
@@ -33,21 +29,10 @@ std::string TypeText(const IntRange& range) {
   return absl::StrCat("integer, ", range.min, " to ", range.max);
 }
 
-std::string TypeText(const NumberRange& range) {
-  const std::string low = absl::StrCat(range.above_min ? "above " : "at least ", range.min);
-  const std::string high = range.max == std::numeric_limits<double>::max()
-                               ? ""
-                               : absl::StrCat(range.below_max ? "below " : "at most ", range.max);
-  return "number " + Limits(low, high);
-}
+std::string TypeText(const NumberRange& range) { return "number " + core::RangeText(range); }
 
 bool Contains(const IntRange& range, int64_t value) {
   return value >= range.min && value <= range.max;
-}
-
-bool Contains(const NumberRange& range, double value) {
-  return (range.above_min ? value > range.min : value >= range.min) &&
-         (range.below_max ? value < range.max : value <= range.max);
 }
 
 std::string Got(const YamlNode& node) {

@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "core/number_range.h"
 #include "trainer/config_binder.h"
 
 namespace bitshard::trainer {
@@ -23,17 +24,11 @@ struct IntRange {
   int64_t max = std::numeric_limits<int64_t>::max();
 };
 
-struct NumberRange {
-  double min = 0;
-  double max = std::numeric_limits<double>::max();
-  bool above_min = false;  ///< min itself is out of range.
-  bool below_max = false;  ///< max itself is out of range.
-};
+using core::NumberRange;
 
 std::string TypeText(const IntRange& range);
 std::string TypeText(const NumberRange& range);
 bool Contains(const IntRange& range, int64_t value);
-bool Contains(const NumberRange& range, double value);  // False for NaN.
 
 /// Each reads a whole scalar and returns what was wrong ("got \"12abc\""), or "".
 std::string ReadInt(const YamlNode& node, int64_t* value);

@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "core/error.h"
+#include "optim/hyper_fault.h"
 #include "optim/optimizer_name.h"
 #include "optim/rules/hyper.h"
 #include "trainer/config_field_types.h"
@@ -20,15 +21,11 @@ namespace {
 
 using optim::Algorithm;
 
-// What a rule does without has the default 0 in RuleDefaults.
-bool HasMomentum(Algorithm a) { return a == Algorithm::kSgd || a == Algorithm::kLars; }
 bool IsRmsProp(Algorithm a) { return a == Algorithm::kRmsProp; }
 bool IsAdEmaMix(Algorithm a) { return a == Algorithm::kAdEmaMix; }
-bool HasBeta1(Algorithm a) {
-  return optim::DefaultsOf(a).beta1 != 0 && !HasMomentum(a) && !IsRmsProp(a);
+bool HasAdamBeta1(Algorithm a) {
+  return optim::HasBeta1(a) && !optim::HasMomentum(a) && !IsRmsProp(a);
 }
-bool HasBeta2(Algorithm a) { return optim::DefaultsOf(a).beta2 != 0; }
-bool HasEps(Algorithm a) { return optim::DefaultsOf(a).eps != 0; }
 
 // A rule's defaults, AdEMAMix's own among them.
 struct Defaults : optim::RuleDefaults {
@@ -244,22 +241,22 @@ std::vector<ConfigField> OptimizerFields() {
       NumberField("warmup_ratio", {}, [](auto& c) -> auto& { return c.optimizer.warmup_ratio; },
                   {.max = 1, .below_max = true}),
       HyperField(
-          "adam_beta1", &Defaults::beta1, {.max = 1, .below_max = true}, &HasBeta1,
+          "adam_beta1", &Defaults::beta1, optim::kDecayRange, &HasAdamBeta1,
           [](auto& c) -> auto& { return c.optimizer.adam_beta1; }),
       HyperField(
-          "adam_beta2", &Defaults::beta2, {.max = 1, .below_max = true}, &HasBeta2,
+          "adam_beta2", &Defaults::beta2, optim::kDecayRange, &optim::HasBeta2,
           [](auto& c) -> auto& { return c.optimizer.adam_beta2; }),
       HyperField(
-          "adam_beta3", &Defaults::beta3, {.max = 1, .below_max = true}, &IsAdEmaMix,
+          "adam_beta3", &Defaults::beta3, optim::kDecayRange, &IsAdEmaMix,
           [](auto& c) -> auto& { return c.optimizer.adam_beta3; }),
       HyperField(
-          "adam_epsilon", &Defaults::eps, {.max = 1, .above_min = true}, &HasEps,
+          "adam_epsilon", &Defaults::eps, {.max = 1, .above_min = true}, &optim::HasEps,
           [](auto& c) -> auto& { return c.optimizer.adam_epsilon; }),
       HyperField(
-          "momentum", &Defaults::beta1, {.max = 1, .below_max = true}, &HasMomentum,
+          "momentum", &Defaults::beta1, optim::kDecayRange, &optim::HasMomentum,
           [](auto& c) -> auto& { return c.optimizer.momentum; }),
       HyperField(
-          "rmsprop_alpha", &Defaults::beta1, {.max = 1, .below_max = true}, &IsRmsProp,
+          "rmsprop_alpha", &Defaults::beta1, optim::kDecayRange, &IsRmsProp,
           [](auto& c) -> auto& { return c.optimizer.rmsprop_alpha; }),
       HyperField(
           "ademamix_alpha", &Defaults::alpha, {.max = 1000}, &IsAdEmaMix,

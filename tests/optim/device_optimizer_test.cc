@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <utility>
@@ -101,6 +102,23 @@ TEST(DeviceShard, TellsHowManyOfItsBlocksAreStepped) {
     EXPECT_EQ(calls, (*shard)->pages().num_pages());
     EXPECT_GT(calls, 1);
   }
+}
+
+TEST(DeviceShard, RefusesAMomentThatWouldMakeParametersNanAndStepsAfterThat) {
+  const Rank rank(1, 0);
+  auto shard = DeviceShard::Create(rank.layout, rank.shards, 0, ShardOptions(rank.stream.get()));
+  ASSERT_TRUE(shard.ok()) << shard.status();
+  DeviceShardStep step{.parameters = rank.arena.data(),
+                       .gradients = rank.gradients.data(),
+                       .moment = {.step = 1, .learning_rate = NAN}};
+  const auto done = [](int64_t) { return absl::OkStatus(); };
+  const std::string want = "optimizer step: lr: got nan, want a finite number at least 0";
+  EXPECT_EQ((*shard)->Step(step, done).message(), want);
+  EXPECT_EQ((*shard)->UpdateNorms(step, nullptr).message(), want);
+  for (const int64_t block : rank.blocks) EXPECT_FALSE(IsStepped(rank.arena.Get(), block));
+  step.moment.learning_rate = 1e-2;
+  EXPECT_TRUE((*shard)->Step(step, done).ok());
+  for (const int64_t block : rank.blocks) EXPECT_TRUE(IsStepped(rank.arena.Get(), block));
 }
 
 class Done : public comm::Work {

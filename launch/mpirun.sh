@@ -9,7 +9,8 @@
 #
 # -n N         number of ranks
 # --threads T  CPU threads of each rank; default: OMP_NUM_THREADS if set, else cores / N, at least 1.
-#              Must be given (or OMP_NUM_THREADS set) when ranks are spread over hosts.
+#              Must be given (or OMP_NUM_THREADS set) when ranks are spread over hosts: by an option, by
+#              OMPI_MCA_orte_default_hostfile, or by the allocation of Slurm, PBS, LSF or Grid Engine.
 # --dry-run    print the command and its environment, start nothing
 #
 # Signals: the first TERM, INT or HUP that this script gets is passed on as SIGUSR1, which ranks take as "finish
@@ -59,6 +60,18 @@ while (($#)); do
 done
 [[ -n $ranks ]] || fail "-n N is missing (the number of ranks); see --help"
 
+# Whether the job was given several hosts without an option saying so: mpirun asks for them by itself.
+has_allocated_hosts() {
+  [[ -z ${OMPI_MCA_orte_default_hostfile:-} ]] || return 0
+  ((${SLURM_JOB_NUM_NODES:-1} <= 1)) || return 0
+  local file
+  for file in "${PBS_NODEFILE:-}" "${LSB_DJOB_HOSTFILE:-}" "${PE_HOSTFILE:-}"; do
+    [[ -r $file ]] || continue
+    (($(cut -d ' ' -f 1 "$file" | sort -u | wc -l) <= 1)) || return 0
+  done
+  return 1
+}
+
 # What is left starts with the program, or with options for mpirun that end at "--".
 options=()
 hosts_given=0
@@ -74,6 +87,7 @@ if [[ ${1:-} == -* ]]; then
   shift
 fi
 (($#)) || fail "the program to run is missing; see --help"
+if has_allocated_hosts; then hosts_given=1; fi
 
 # odls_base_sigkill_timeout stays at its default of 1 s: it also delays the end of a job in which a rank has died
 # (TERM after one timeout, KILL after two), and saving on request needs no longer one thanks to SIGUSR1.
@@ -85,6 +99,8 @@ if ((hosts_given)); then
   command+=(-x OMP_NUM_THREADS)
 elif ((ranks > cores)); then
   command+=(--oversubscribe)
+else
+  command+=(--use-hwthread-cpus)  # nproc counts hardware threads; mpirun by itself takes one rank a core.
 fi
 if [[ -z $threads ]]; then
   threads=$((cores / ranks > 0 ? cores / ranks : 1))

@@ -80,6 +80,29 @@ class Mpirun(unittest.TestCase):
         self.assertIn("-x OMP_NUM_THREADS --hostfile hosts --tag-output program --", out)
         self.assertNotIn("--oversubscribe", out)
 
+    def test_hosts_may_come_from_the_job(self) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".hosts") as two, tempfile.NamedTemporaryFile("w") as one:
+            two.write("a 4\nb 4\na 4\n")
+            one.write("a 4\na 4\n")
+            two.flush()
+            one.flush()
+            for env, hosts in (({"SLURM_JOB_NUM_NODES": "2"}, True), ({"SLURM_JOB_NUM_NODES": "1"}, False),
+                               ({"PBS_NODEFILE": two.name}, True), ({"PBS_NODEFILE": one.name}, False),
+                               ({"LSB_DJOB_HOSTFILE": two.name}, True), ({"PE_HOSTFILE": two.name}, True),
+                               ({"PE_HOSTFILE": "/nowhere"}, False),
+                               ({"OMPI_MCA_orte_default_hostfile": two.name}, True)):
+                out = dry_run("-n", "1", "--threads", "4", "--dry-run", "program", **env)
+                self.assertEqual("-x OMP_NUM_THREADS" in out, hosts, (env, out))
+                self.assertEqual("--use-hwthread-cpus" in out, not hosts, (env, out))
+
+    def test_hardware_threads_take_a_rank_each(self) -> None:
+        """As on a machine of one core with two threads, where mpirun by itself takes one rank."""
+        threads = len(os.sched_getaffinity(0))
+        job = subprocess.run([ARGS.mpirun, "-n", str(threads), "true"], text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, timeout=MOST_SECONDS,
+                             env={**os.environ, "HWLOC_SYNTHETIC": f"package:1 core:1 pu:{threads}"})
+        self.assertEqual(job.returncode, 0, job.stdout)
+
     def test_wrong_arguments_exit_with_2(self) -> None:
         for arguments, text in ((["program"], "-n N is missing"), (["-n", "0", "program"], "got '0'"),
                                 (["-n", "two", "program"], "got 'two'"), (["-n", "2"], "program to run is missing"),

@@ -29,6 +29,8 @@ shift
 }
 
 launch/setup.sh --tests
+CMAKE_BUILD_PARALLEL_LEVEL=$(launch/build_jobs.sh)
+export CMAKE_BUILD_PARALLEL_LEVEL
 .deps/venv/bin/cmake --preset cpu > /dev/null
 if [[ -e bench/$name/run.py ]]; then
   target=bitshard

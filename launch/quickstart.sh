@@ -35,6 +35,8 @@ say "1/4 setup: what is missing (3 to 10 minutes on a fresh machine, nothing on 
 launch/setup.sh
 
 say "2/4 build: the program bitshard (about 3 minutes on 2 cores, nothing on the second run)"
+CMAKE_BUILD_PARALLEL_LEVEL=$(launch/build_jobs.sh)
+export CMAKE_BUILD_PARALLEL_LEVEL
 mkdir -p build
 "$CMAKE" --preset cpu > build/configure.log 2>&1 || {
   cat build/configure.log

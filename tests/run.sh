@@ -32,20 +32,11 @@ trap 'echo "tests/run.sh: stopped; run it again to go on" >&2; exit 130' INT TER
 
 say() { echo "=== $* ($((SECONDS / 60)) min $((SECONDS % 60)) s so far)"; }
 
-# As many compilers as there are cores, and 2 GB of memory for each.
-job_count() {
-  local jobs by_memory
-  jobs=$(nproc)
-  by_memory=$(awk '/^MemAvailable/ {print int($2 / 2097152)}' /proc/meminfo)
-  ((by_memory < jobs)) && jobs=$((by_memory > 1 ? by_memory : 1))
-  echo "$jobs"
-}
-
 # build PRESET ARGS...: what can be built is built, so that its tests run even if something else is broken.
 build() {
   local preset=$1
   shift
-  "$CMAKE" --build "build/$preset" -j "$JOBS" "$@" -- -k 0 || echo "$preset" >> "$RESULTS/failed-builds"
+  "$CMAKE" --build "build/$preset" "$@" -- -k 0 || echo "$preset" >> "$RESULTS/failed-builds"
 }
 
 configure() {
@@ -59,7 +50,7 @@ configure() {
 run_tests() {
   local preset=$1
   shift
-  "$CTEST" --test-dir "build/$preset" --output-on-failure --no-tests=error -j "$JOBS" "$@" \
+  "$CTEST" --test-dir "build/$preset" --output-on-failure --no-tests=error -j "$CMAKE_BUILD_PARALLEL_LEVEL" "$@" \
     --test-output-size-passed 4000000 --test-output-size-failed 4000000 \
     --output-junit "$PWD/$RESULTS/$preset.xml" < /dev/null
 }
@@ -82,7 +73,8 @@ if ! launch/setup.sh --tests; then
 fi
 rm -rf "$RESULTS"
 mkdir -p "$RESULTS"
-JOBS=$(job_count)
+CMAKE_BUILD_PARALLEL_LEVEL=$(launch/build_jobs.sh)
+export CMAKE_BUILD_PARALLEL_LEVEL
 
 say "CPU build: about 20 minutes on 2 cores, seconds if nothing changed"
 if configure cpu; then

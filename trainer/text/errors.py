@@ -1,4 +1,5 @@
 """Errors that the user can cause. Everything else is a bug and ends with a traceback."""
+import errno
 
 
 class TextError(Exception):
@@ -20,6 +21,15 @@ class DataError(TextError):
 class StorageError(TextError):
     """A write that failed."""
     exit_code = 6
+
+
+FULL = "; free space or write elsewhere"
+HINTS = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: "; raise the file size limit (ulimit -f)"}
+
+
+def storage_error(path: str, error: OSError) -> StorageError:
+    """For a file that could not be written: what the system says, and what to do about it."""
+    return StorageError(f"{escaped(path, 4096)}: {error.strerror}{HINTS.get(error.errno, '')}")
 
 
 def escaped(text: object, limit: int = 200) -> str:

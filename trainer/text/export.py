@@ -5,7 +5,7 @@ import os
 import tokenizers
 from tokenizers import processors
 
-from .errors import DataError, StorageError, escaped
+from .errors import DataError, escaped, storage_error
 from .tokenizer import TextTokenizer
 
 FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
@@ -22,7 +22,7 @@ def _write(path: str, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise StorageError(f"{escaped(path, 4096)}: {escaped(error)}") from None
+        raise storage_error(path, error) from None
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

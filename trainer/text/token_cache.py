@@ -1,4 +1,5 @@
 """Writes token caches: the format of trainer/data/token_cache.h, where it is described byte by byte."""
+import contextlib
 import json
 import os
 import struct
@@ -7,7 +8,7 @@ import zlib
 from array import array
 from typing import Any
 
-from .errors import StorageError, escaped
+from .errors import StorageError, storage_error
 
 MAGIC = b"BSTOKENS"
 VERSION = 1
@@ -43,12 +44,14 @@ class TokenCacheWriter:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
+        # What a full disk refused is still in the buffer, and is refused once more.
+        with contextlib.suppress(OSError):
+            self._file.close()
         if os.path.lexists(self.temporary):
             os.unlink(self.temporary)
 
     def _failure(self, error: OSError) -> StorageError:
-        return StorageError(f"{escaped(self.temporary, 4096)}: {error.strerror}")
+        return storage_error(self.temporary, error)
 
     def _write(self, data: bytes) -> None:
         try:

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -139,6 +140,21 @@ TEST_F(TextProcessTest, ReportsBadDataWithFileAndLine) {
   EXPECT_THAT(std::string(prepared.status().message()),
               AllOf(HasSubstr(data + ":2: "), Not(HasSubstr("Traceback"))));
   EXPECT_THAT(CacheFiles(".tokens"), IsEmpty());
+  EXPECT_EQ(CacheFiles("").size(), 1u);  // The lock.
+}
+
+TEST_F(TextProcessTest, ReportsACacheThatCannotBeWrittenAndLeavesNothing) {
+  const TokenCacheSpec spec = Spec(folder_.Write("d.jsonl", kLine));
+  rlimit saved{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &saved), 0);
+  const rlimit low{.rlim_cur = 100, .rlim_max = saved.rlim_max};  // The lock's text fits.
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &low), 0);
+  const absl::Status status = PrepareTokenCache(spec).status();
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &saved), 0);
+  EXPECT_EQ(core::KindOf(status), core::ErrorKind::kStorage);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr(".tokens.tmp."), HasSubstr("File too large"), HasSubstr("ulimit -f"),
+                    Not(HasSubstr("Traceback"))));
   EXPECT_EQ(CacheFiles("").size(), 1u);  // The lock.
 }
 

@@ -62,6 +62,14 @@ def _json_values(path: str, where: str) -> Iterator[tuple[str, Any]]:
         yield f"{where}: element {number}", value
 
 
+def _column_values(column: Any, where: str) -> list[Any]:
+    """Errors: DataError where Python has no such value: text that is no UTF-8, a date after 9999, nanoseconds."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError, LookupError) as error:
+        raise DataError(f"{where}: {escaped(error)}; leave the column out, or convert it") from None
+
+
 def _parquet_rows(path: str, where: str) -> Iterator[tuple[str, Any]]:
     import pyarrow  # Slow to import, and most runs read JSON.
     import pyarrow.parquet
@@ -69,10 +77,13 @@ def _parquet_rows(path: str, where: str) -> Iterator[tuple[str, Any]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             number = 0
             for batch in file.iter_batches(PARQUET_ROWS_AT_A_TIME):
-                for row in batch.to_pylist():
+                names = batch.schema.names
+                columns = [_column_values(column, f"{where}: column '{escaped(name)}' from row {number + 1} on")
+                           for name, column in zip(names, batch.columns)]
+                for row in zip(*columns):
                     number += 1
                     # A column of a table always has a value; null stands for a key that is not there.
-                    yield f"{where}: row {number}", {key: value for key, value in row.items() if value is not None}
+                    yield f"{where}: row {number}", {key: value for key, value in zip(names, row) if value is not None}
     except pyarrow.ArrowException as error:
         raise DataError(f"{where}: {escaped(error)}") from None
 

@@ -174,6 +174,15 @@ class Records(Folder):
         pyarrow.parquet.write_table(pyarrow.table({"text": ["x", None], "n": [None, 5]}), path)
         self.assertEqual(list(read_records(path)), [(f"{path}: row 1", {"text": "x"}), (f"{path}: row 2", {"n": 5})])
 
+    def test_parquet_values_that_python_cannot_hold_are_an_error(self) -> None:
+        no_utf8 = pyarrow.array([b"ok", b"\xff"]).cast(pyarrow.binary()).view(pyarrow.string())
+        path = os.path.join(self.folder, "d.parquet")
+        for column in (no_utf8, pyarrow.array([0, 1 << 60], pyarrow.timestamp("us"))):
+            pyarrow.parquet.write_table(pyarrow.table({"text": ["x", "y"], "c": column}), path)
+            with self.assertRaises(DataError) as raised:
+                list(read_records(path))
+            self.assertTrue(str(raised.exception).startswith(f"{path}: column 'c' from row 1 on: "), str(raised.exception))
+
     def test_files_that_cannot_be_read_are_named(self) -> None:
         for name, message in (("none.jsonl", "does not exist"), ("d.txt", "want a name that ends in"),
                               (".", "want a name that ends in")):

@@ -67,6 +67,10 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separato
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def _said(error: Exception) -> str:
+    return escaped(error) or type(error).__name__
+
+
 def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
@@ -93,8 +97,8 @@ class ChatTemplate:
         environment.globals["namespace"] = _Namespace
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise DataError(f"{where}: the chat template can't be read: {escaped(error)}") from None
+        except Exception as error:  # As below; too many nested blocks are a SyntaxError of Python's.
+            raise DataError(f"{where}: the chat template can't be read: {_said(error)}") from None
 
     def render(self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False) -> str:
         """Errors: DataError with what the template (raise_exception) or Jinja says."""
@@ -102,6 +106,5 @@ class ChatTemplate:
             return self._template.render(
                 messages=[_with_reasoning_aliases(dict(message)) for message in messages], tools=tools, documents=None,
                 add_generation_prompt=add_generation_prompt, **self.variables)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, ArithmeticError, AttributeError,
-                RecursionError) as error:
-            raise DataError(f"the chat template of {self.where} refuses the messages: {escaped(error)}") from None
+        except Exception as error:  # What a template can raise is up to whoever wrote it.
+            raise DataError(f"the chat template of {self.where} refuses the messages: {_said(error)}") from None

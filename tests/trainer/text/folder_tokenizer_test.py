@@ -263,6 +263,17 @@ class FolderErrors(Folder):
 
 
 class Sandbox(unittest.TestCase):
+    def test_whatever_a_template_raises_is_an_error_with_its_name(self) -> None:
+        for template, message in (("{{ '{5}'.format(1) }}", "index out of range"), ("{{ cycler() }}", "at least one item"),
+                                  ("{{ ''.encode('none') }}", "unknown encoding: none"),
+                                  ("{{ 'a' * 10 ** 18 }}", "MemoryError")):
+            template = ChatTemplate(template, "model", {})
+            with self.assertRaisesRegex(DataError, f"the chat template of model refuses the messages: .*{message}"):
+                template.render([])
+        for template in ("{% for a in b %}" * 25 + "{% endfor %}" * 25, "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}"):
+            with self.assertRaisesRegex(DataError, "model: the chat template can't be read: .*(nested|recursion)"):
+                ChatTemplate(template, "model", {})
+
     def test_a_template_reaches_nothing_outside(self) -> None:
         for source in ("{{ messages.__class__.__mro__ }}", "{{ ''.__class__ }}", "{{ dict.__globals__ }}",
                        "{% set ns = namespace(__class__=1) %}", "{{ messages.append(1) }}",

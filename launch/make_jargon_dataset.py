@@ -22,6 +22,7 @@ import json
 import os
 import re
 import sys
+import zlib
 
 DEFAULT_DICT = "/usr/share/dictd/jargon.dict.dz"
 DIGITS = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
@@ -50,8 +51,9 @@ def read_entries(dict_path: str, index_path: str) -> list[str]:
             text = file.read()
         with open(index_path, encoding="utf-8") as file:
             lines = file.read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{error}; install Debian's dict-jargon, or name its files with --dict and --index") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DatasetError(f"{dict_path} and its index {index_path}: {error}; install Debian's dict-jargon, or name its files "
+                           "with --dict and --index") from None
     entries = {}
     for number, line in enumerate(lines, 1):
         try:

@@ -105,12 +105,17 @@ class JargonDataset(unittest.TestCase):
             self.assertNotIn("Traceback", result.stderr)
             self.assertFalse(os.path.exists(self.path("out/train.jsonl")))
 
-    def test_a_missing_or_cut_dictionary_is_an_error(self) -> None:
+    def test_a_missing_or_damaged_dictionary_is_an_error(self) -> None:
         with open(self.path("d.dict.dz"), "rb") as file:
             whole = file.read()
-        with open(self.path("d.dict.dz"), "wb") as file:
-            file.write(whole[:len(whole) // 2])
-        self.assertIn("install Debian's dict-jargon", self.run_script().stderr)
+        middle = len(whole) // 2
+        for broken in (whole[:middle], whole[:middle] + bytes(20) + whole[middle + 20:], b"no gzip"):
+            with open(self.path("d.dict.dz"), "wb") as file:
+                file.write(broken)
+            errors = self.run_script().stderr
+            self.assertIn("d.dict.dz and its index", errors)
+            self.assertIn("install Debian's dict-jargon", errors)
+            self.assertNotIn("Traceback", errors)
         os.unlink(self.path("d.dict.dz"))
         self.assertIn("install Debian's dict-jargon", self.run_script().stderr)
 

@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "core/error.h"
 #include "core/status_macros.h"
+#include "trainer/config_field_types.h"
 
 namespace bitshard::trainer {
 namespace {
@@ -119,7 +120,7 @@ bool ConfigBinder::BindTranslated(const YamlMember& member, const std::string& k
     return true;
   }
   if (values.empty()) return false;
-  std::string text = absl::StrCat(key, ": got ", core::Escaped(member.value.scalar));
+  const std::string text = absl::StrCat(key, ": ", Got(member.value));
   for (const RefusedKey& refused : RefusedKeys()) {
     if (refused.key == key) {
       AddFault(where, absl::StrCat(text, ": ", refused.advice));

@@ -117,7 +117,8 @@ TEST(Config, TakesTheNamesOfOtherTrainers) {
 TEST(Config, RefusesWhatItCanNotMeetAndSaysWhatToWrite) {
   EXPECT_THAT(Refusal("gradient_accumulation_steps: 4\n"), HasSubstr("write global_batch_size"));
   EXPECT_THAT(Refusal("fp16: true\n"), HasSubstr("write compute_type: bf16 or fp32"));
-  EXPECT_THAT(Refusal("bf16: maybe\n"), HasSubstr("want true | auto | false"));
+  EXPECT_THAT(Refusal("bf16: maybe\n"), HasSubstr("bf16: got \"maybe\", want true | auto | false"));
+  EXPECT_THAT(Refusal("bf16: [true]\n"), HasSubstr("bf16: got a list, want true | auto | false"));
   EXPECT_THAT(Refusal("val_set_size: 0.05\n"), HasSubstr("test_datasets"));
   EXPECT_THAT(Refusal("comm: {reduction: quick}\n"),
               HasSubstr("comm.reduction: got \"quick\", want ordered | fast"));

@@ -66,15 +66,16 @@ absl::StatusOr<std::unique_ptr<RunLock>> RunLock::Acquire(const std::string& dir
   bool made_file = false;
   BITSHARD_ASSIGN_OR_RETURN(core::ScopedFd fd, OpenAndLock(directory, &made_file));
   const std::string before = ReadHolder(fd.get());
-  const std::string text = ThisProcess() + "\n";
-  if (ftruncate(fd.get(), 0) != 0 ||
-      pwrite(fd.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
-    return core::ConfigError(absl::StrCat("output_dir: ", core::Escaped(directory, 4096),
-                                          "/.lock: can't be written: ", std::strerror(errno)));
-  }
   std::unique_ptr<RunLock> lock(new RunLock(directory, std::move(fd), before));
   lock->made_file_ = made_file;
   lock->made_directory_ = made_directory;
+  const std::string text = ThisProcess() + "\n";
+  if (ftruncate(lock->fd_.get(), 0) != 0) {
+    return core::StorageError(absl::StrCat("output_dir: ", core::Escaped(directory, 4096),
+                                           "/.lock: can't be cut: ", std::strerror(errno)));
+  }
+  BITSHARD_RETURN_IF_ERROR(
+      core::WriteAll(lock->fd_.get(), text.data(), text.size(), directory + "/.lock"));
   return lock;
 }
 

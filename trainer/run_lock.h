@@ -23,7 +23,7 @@ class RunLock {
  public:
   /// Makes `directory` where it is missing and locks `directory`/.lock.
   /// Errors: kConfig when another job holds it, named by process and host, and when the directory
-  /// can't be made or written.
+  /// can't be made or opened; kStorage when the lock's text can't be written: a full disk.
   static absl::StatusOr<std::unique_ptr<RunLock>> Acquire(const std::string& directory);
   /// Without Keep, removes what Acquire made: the lock's file, and the directory where it is empty.
   ~RunLock();

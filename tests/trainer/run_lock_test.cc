@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -104,6 +105,22 @@ TEST(RunLock, ARemovedFileLocksNobodyIn) {
   }
   for (std::thread& job : jobs) job.join();
   EXPECT_GT(taken, 4);
+}
+
+TEST(RunLock, AFullDiskIsAnErrorOfStorageAndLeavesNoTrace) {
+  const TemporaryFolder folder;
+  const std::string made = folder.path() + "/run";
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit saved{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &saved), 0);
+  const rlimit low{.rlim_cur = 5, .rlim_max = saved.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &low), 0);
+  const auto lock = RunLock::Acquire(made);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &saved), 0);
+  EXPECT_EQ(core::ExitCode(lock.status()), 6);
+  EXPECT_THAT(std::string(lock.status().message()),
+              AllOf(HasSubstr(made + "/.lock"), HasSubstr("ulimit -f")));
+  EXPECT_FALSE(std::filesystem::exists(made));
 }
 
 TEST(RunLock, AFolderThatCanNotBeMadeIsAFaultOfTheConfiguration) {

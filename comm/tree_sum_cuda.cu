@@ -56,20 +56,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    WidenKernel(const void* x, DType type, int64_t n, bool aligned, float* out) {
-  const int64_t stride = int64_t{gridDim.x} * kThreads * core::kQuadElems;
-  int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * core::kQuadElems;
-  for (; i < n; i += stride) {
-    const int count = core::QuadCount(n - i);
-    if (aligned && count == core::kQuadElems) {
-      core::StoreQuad(DType::kFloat32, out, i, core::LoadQuad(type, x, i));
-    } else {
-      core::StorePart(DType::kFloat32, out, i, core::LoadPart(type, x, i, count), count);
-    }
-  }
-}
-
 dim3 Grid(int64_t n) {
   constexpr int64_t kPerCta = int64_t{kThreads} * core::kQuadElems;
   return dim3(static_cast<unsigned>(std::min(kMaxCtas, (n + kPerCta - 1) / kPerCta)));
@@ -109,13 +95,6 @@ absl::Status TreeSumCuda(const TreeSumCudaArgs& args) {
       IsAligned(args.out) && std::all_of(args.parts.begin(), args.parts.end(), IsAligned);
   return core::Launch("tree sum", TreeSumKernel, Grid(args.n), dim3(kThreads), 0, args.stream, tree,
                       args.n, aligned, args.out);
-}
-
-absl::Status WidenCuda(const WidenCudaArgs& args) {
-  if (args.n == 0) return absl::OkStatus();
-  const bool aligned = core::IsQuadAligned(args.type, args.x) && IsAligned(args.out);
-  return core::Launch("widen gradients", WidenKernel, Grid(args.n), dim3(kThreads), 0, args.stream,
-                      args.x, args.type, args.n, aligned, args.out);
 }
 
 }  // namespace bitshard::comm

@@ -6,7 +6,7 @@
 //   .n = n,
 //                                               .out = low, .stream = stream}));
 //
-// Pointers are device pointers. Every function enqueues one launch on `stream` and returns before
+// Pointers are device pointers. It enqueues one launch on `stream` and returns before
 // it has run; n = 0 enqueues nothing. Built only with BITSHARD_CUDA.
 #ifndef BITSHARD_COMM_TREE_SUM_CUDA_H_
 #define BITSHARD_COMM_TREE_SUM_CUDA_H_
@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "core/dtype.h"
 
 namespace bitshard::comm {
 
@@ -40,17 +39,6 @@ inline constexpr int kMaxTreeDepth = 24;  ///< Parts on the stack: enough for 2^
 /// part is read once. Errors: kInvalidArgument for more than kMaxTreeParts parts; kInternal when
 /// the launch is refused.
 absl::Status TreeSumCuda(const TreeSumCudaArgs& args);
-
-/// out[i] = float32(x[i]), exact: a gradient on its way into a leaf. Shapes: x [n] float32,
-/// bfloat16 or float16, out [n].
-struct WidenCudaArgs {
-  const void* x = nullptr;
-  core::DType type = core::DType::kBFloat16;
-  int64_t n = 0;
-  float* out = nullptr;
-  cudaStream_t stream = nullptr;
-};
-absl::Status WidenCuda(const WidenCudaArgs& args);
 
 }  // namespace bitshard::comm
 

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -52,14 +51,6 @@ absl::StatusOr<ProcessMemory> ReadProcessMemory() {
     text.append(buffer, static_cast<size_t>(got));
   }
   return ParseProcessStatus(text);
-}
-
-absl::Status ResetPeakMemory() {
-  const core::ScopedFd fd(open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC));
-  if (fd.get() < 0 || write(fd.get(), "5", 1) != 1) {
-    return absl::InternalError(absl::StrCat("/proc/self/clear_refs: ", std::strerror(errno)));
-  }
-  return absl::OkStatus();
 }
 
 void ReturnFreedMemory() { malloc_trim(0); }

@@ -26,9 +26,6 @@ absl::StatusOr<ProcessMemory> ReadProcessMemory();
 /// The same from the text of a status file.
 absl::StatusOr<ProcessMemory> ParseProcessStatus(const std::string& text);
 
-/// Sets the peak back to what is resident now. Errors: kInternal where the kernel refuses.
-absl::Status ResetPeakMemory();
-
 /// Gives the kernel back what was freed between live blocks of the allocator.
 void ReturnFreedMemory();
 

@@ -16,7 +16,6 @@
 namespace bitshard::comm {
 namespace {
 
-using core::DType;
 using Values = std::vector<float>;
 
 // By the definition: a node is its left half plus its right half.
@@ -104,47 +103,6 @@ TEST(TreeSumCuda, RefusesMorePartsThanALaunchCanName) {
       {.parts = std::vector<const float*>(kMaxTreeParts + 1, part), .merges = merges, .n = 1});
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("257 partial sums"));
-}
-
-// On the stand-in each launch runs its blocks and threads in another order.
-constexpr int kOrders = 20;
-
-// Every value of the two 16-bit types.
-TEST(WidenCuda, IsExact) {
-  core::TestStream stream;
-  std::vector<uint16_t> x(0x10000);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint16_t>(i);
-  for (int order = 0; order < kOrders; ++order) {
-    const DType type = order % 2 == 0 ? DType::kBFloat16 : DType::kFloat16;
-    const core::DeviceArray<uint16_t> device(x, stream.get(), order % 4 / 2 == 0 ? 0u : 1u);
-    const core::DeviceArray<float> out(Values(x.size()), stream.get());
-    ASSERT_TRUE(WidenCuda({.x = device.data(),
-                           .type = type,
-                           .n = static_cast<int64_t>(x.size()),
-                           .out = out.data(),
-                           .stream = stream.get()})
-                    .ok());
-    const Values got = out.Get();
-    for (size_t i = 0; i < x.size(); ++i) {
-      const float want =
-          type == DType::kBFloat16 ? core::FloatFromBf16(x[i]) : core::FloatFromFp16(x[i]);
-      ASSERT_EQ(core::FloatBits(got[i]), core::FloatBits(want)) << core::Name(type) << " " << i;
-    }
-  }
-}
-
-TEST(WidenCuda, CopiesFloats) {
-  core::TestStream stream;
-  std::mt19937 random(2);
-  const Values x = Random(301, &random);
-  const core::DeviceArray<float> device(x, stream.get()), out(Values(301), stream.get());
-  ASSERT_TRUE(WidenCuda({.x = device.data(),
-                         .type = DType::kFloat32,
-                         .n = 301,
-                         .out = out.data(),
-                         .stream = stream.get()})
-                  .ok());
-  EXPECT_EQ(out.Get(), x);
 }
 
 }  // namespace

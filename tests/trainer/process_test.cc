@@ -152,10 +152,6 @@ TEST(ProcessMemory, ThePeakFollowsWhatIsTouchedAndCanBeReset) {
   ASSERT_TRUE(after.ok());
   EXPECT_LT(after->rss_bytes, before->rss_bytes + (8 << 20));  // Freed memory went back at once.
   EXPECT_GE(after->peak_rss_bytes, before->rss_bytes + static_cast<int64_t>(kBytes) - (1 << 20));
-  ASSERT_TRUE(ResetPeakMemory().ok());
-  const auto reset = ReadProcessMemory();
-  ASSERT_TRUE(reset.ok());
-  EXPECT_LT(reset->peak_rss_bytes, after->rss_bytes + (8 << 20));
 }
 
 // Runs `body` in a child and returns its wait status.

@@ -52,14 +52,6 @@ std::vector<int64_t> PackSampler::MicroBatchPacks(int64_t step, int64_t index) {
   return packs;
 }
 
-std::vector<int64_t> PackSampler::StepPacks(int64_t step) {
-  std::vector<int64_t> packs;
-  for (int64_t i = 0; i < options_.global_batch_size; ++i) {
-    packs.push_back(PackAt((step - 1) * options_.global_batch_size + i));
-  }
-  return packs;
-}
-
 double PackSampler::EpochAfter(int64_t step) const {
   return static_cast<double>(step) * static_cast<double>(options_.global_batch_size) /
          static_cast<double>(options_.num_packs);
@@ -96,19 +88,6 @@ MicroBatch BuildMicroBatch(const TokenCache& cache, const Packs& packs,
     }
   }
   return batch;
-}
-
-TokenCounts CountTokens(const TokenCache& cache, const Packs& packs,
-                        std::span<const int64_t> pack_ids) {
-  TokenCounts counts;
-  for (const int64_t pack : pack_ids) {
-    for (const int64_t id : packs.pack(pack)) {
-      const std::span<const uint32_t> words = cache.sample(id);
-      counts.tokens += static_cast<int64_t>(words.size());
-      counts.trained += std::count_if(words.begin(), words.end(), IsTrained);
-    }
-  }
-  return counts;
 }
 
 }  // namespace bitshard::trainer

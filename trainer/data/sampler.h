@@ -42,8 +42,6 @@ class PackSampler {
 
   /// The packs of micro-batch `index` (over all ranks) of step `step` (from 1).
   std::vector<int64_t> MicroBatchPacks(int64_t step, int64_t index);
-  /// The packs of the whole step, micro-batch after micro-batch.
-  std::vector<int64_t> StepPacks(int64_t step);
   /// Passes over the data completed by the end of `step`.
   double EpochAfter(int64_t step) const;
   /// Steps that hold `epochs` passes: the last one goes on into the next pass where it must.
@@ -69,16 +67,6 @@ std::vector<int64_t> SequentialMicroBatchPacks(int64_t num_packs, int64_t micro_
 /// target is the sample's next token where that one is trained, else -1; a sample's last is -1.
 MicroBatch BuildMicroBatch(const TokenCache& cache, const Packs& packs,
                            std::span<const int64_t> pack_ids);
-
-/// Tokens of packs, and those among them that count in the loss (targets other than -1).
-struct TokenCounts {
-  int64_t tokens = 0;
-  int64_t trained = 0;
-};
-
-/// Reads the cache only, so every rank can count a whole step by itself.
-TokenCounts CountTokens(const TokenCache& cache, const Packs& packs,
-                        std::span<const int64_t> pack_ids);
 
 }  // namespace bitshard::trainer
 

@@ -40,12 +40,12 @@ struct Baseline {
   std::vector<std::string> answers;  // Rank 0.
 };
 
-// What the last run of the folder left at its end. summary.json first: it says that the others are
+// What the last run of the folder left. summary.json first: it says that the others are
 // complete.
 absl::Status RemoveResults(const std::string& directory) {
   for (const char* name :
-       {"summary.json", "answers.json", "trainer_state.json", "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors", "adapter/README.md"}) {
+       {"summary.json", "answers.json", "trainer_state.json", "metrics.jsonl", "metrics.csv",
+        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"}) {
     const std::string path = absl::StrCat(directory, "/", name);
     std::error_code error;
     std::filesystem::remove(path, error);
@@ -83,6 +83,9 @@ class TrainRun {
  private:
   void Say(const std::string& text) { session_->console->Say(text); }
   bool is_first() const { return comm_->rank() == 0; }
+  bool Reports(Report report) const {
+    return std::ranges::count(config_.output.report_to, report) > 0;
+  }
   std::string PathOf(const std::string& name) const {
     return absl::StrCat(config_.output.directory, "/", name);
   }
@@ -100,6 +103,7 @@ class TrainRun {
   absl::Status Train();
   absl::Status Save(const LoopResult& done);
   absl::Status Finish();
+  absl::Status WriteState();
   absl::Status WriteResults(std::optional<double> held_out_after,
                             const std::vector<std::string>& answers);
   absl::StatusOr<std::optional<double>> HeldOut(WhichModel which);
@@ -341,14 +345,11 @@ absl::Status TrainRun::MeasureBaseline() {
 absl::Status TrainRun::OpenMetrics() {
   absl::Status status;
   if (is_first()) {
-    const auto has = [&](Report report) {
-      return std::ranges::count(config_.output.report_to, report) > 0;
-    };
     auto metrics = MetricsWriter::Open({.directory = config_.output.directory,
                                         .resumed_step = first_step_,
-                                        .jsonl = has(Report::kJsonl),
-                                        .tensorboard = has(Report::kTensorBoard),
-                                        .csv = has(Report::kCsv)});
+                                        .jsonl = Reports(Report::kJsonl),
+                                        .tensorboard = Reports(Report::kTensorBoard),
+                                        .csv = Reports(Report::kCsv)});
     status = metrics.status();
     if (status.ok()) metrics_ = *std::move(metrics);
   }
@@ -393,6 +394,16 @@ absl::Status TrainRun::Finish() {
   BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(replica_->ReadParameters()));
   BITSHARD_ASSIGN_OR_RETURN(const std::vector<std::string> answers, Answer(WhichModel::kAdapted));
   return WriteResults(after, answers);
+}
+
+absl::Status TrainRun::WriteState() {
+  const std::string state = PathOf("trainer_state.json"), metrics = PathOf("metrics.jsonl");
+  if (Reports(Report::kJsonl) && std::filesystem::exists(metrics))
+    return WriteTrainerState(state, metrics, std::max<int64_t>(1, config_.output.logging_steps));
+  std::error_code
+      ignored;  // An earlier run's: one that reports elsewhere has no metrics to repeat.
+  std::filesystem::remove(state, ignored);
+  return absl::OkStatus();
 }
 
 absl::Status TrainRun::WriteResults(std::optional<double> held_out_after,
@@ -444,11 +455,7 @@ absl::Status TrainRun::WriteResults(std::optional<double> held_out_after,
     metrics_->Sync();
     if (held_out_after.has_value())
       metrics_->WriteScalar("eval/loss", result_.step, *held_out_after);
-    if (std::filesystem::exists(PathOf("metrics.jsonl"))) {
-      BITSHARD_RETURN_IF_ERROR(
-          WriteTrainerState(PathOf("trainer_state.json"), PathOf("metrics.jsonl"),
-                            std::max<int64_t>(1, config_.output.logging_steps)));
-    }
+    BITSHARD_RETURN_IF_ERROR(WriteState());
     return WriteSummary(PathOf("summary.json"), summary);
   };
   BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(write()));

@@ -51,6 +51,21 @@ def check_fresh_start(runner: Runner) -> None:
     print("a fresh start removes the earlier run's results")
 
 
+def check_reports(runner: Runner) -> None:
+    """A run that reports elsewhere leaves no metrics of the one before it, and says nothing that rests on them."""
+    folder = runner.output("reports")
+    runner.run(1, "reports", {"max_steps": 6})
+    assert (folder / "metrics.jsonl").exists() and (folder / "trainer_state.json").exists()
+    runner.run(1, "reports", {"max_steps": 6, "report_to": "[csv]", "resume_from_checkpoint": folder / "checkpoint-3"})
+    assert not (folder / "trainer_state.json").exists()
+    runner.run(1, "reports", {"max_steps": 3, "report_to": "[csv]"})
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 4
+    runner.run(1, "reports", {"max_steps": 3, "report_to": "[]"})
+    for name in ("metrics.jsonl", "metrics.csv", "trainer_state.json"):
+        assert not (folder / name).exists(), f"{name} is an earlier run's"
+    print("metrics of an earlier run are not taken for this one's")
+
+
 def check_terminal(runner: Runner) -> None:
     """mpirun gives every rank a pseudo terminal; launch/mpirun.sh says whether its own output is one."""
     for watched in (True, False):
@@ -75,4 +90,4 @@ def check_terminal(runner: Runner) -> None:
 
 
 if __name__ == "__main__":
-    run_checks(check_files, check_fresh_start, check_terminal)
+    run_checks(check_files, check_fresh_start, check_reports, check_terminal)

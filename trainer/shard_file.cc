@@ -77,8 +77,10 @@ absl::StatusOr<std::unique_ptr<ShardWriter>> ShardWriter::Create(const std::stri
                                                                  int64_t payload_bytes) {
   core::ScopedFd fd(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (fd.get() < 0) {
+    const char* hint =
+        errno == ENOENT ? "; rank 0 has made the folder: output_dir must be one for all ranks" : "";
     return core::StorageError(
-        absl::StrCat(Shown(path), ": can't be created: ", std::strerror(errno)));
+        absl::StrCat(Shown(path), ": can't be created: ", std::strerror(errno), hint));
   }
   const std::string preamble = Preamble(header);
   const int64_t body_bytes = static_cast<int64_t>(preamble.size()) + payload_bytes;

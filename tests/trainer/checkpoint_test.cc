@@ -25,6 +25,7 @@ namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 std::string Read(const std::string& path) {
   const absl::StatusOr<std::string> text = core::ReadFile(path);
@@ -434,6 +435,23 @@ TEST(Checkpoint, AFailedSaveOfOneRankFailsAllAndKeepsTheOldOnes) {
   }
   EXPECT_THAT(NamesIn(folder.path()), ElementsAre("checkpoint-1", "latest"));
   EXPECT_EQ(LoadAndCheck(folder.path(), layout, 2).value_or(-1), 1);
+}
+
+TEST(Checkpoint, ARankWithAFolderOfItsOwnIsToldSo) {
+  const core::FlatLayout layout = TestLayout(12);
+  const TemporaryFolder folders[2];
+  const auto statuses = OnRanks(2, [&](comm::Communicator* comm) -> absl::Status {
+    BITSHARD_ASSIGN_OR_RETURN(
+        auto checkpointer,
+        Checkpointer::Create({.directory = folders[comm->rank()].path(), .layout = &layout}, comm));
+    return checkpointer->Save(TestInfo(1), SectionsToSave(layout, *comm, 1));
+  });
+  for (const absl::Status& status : statuses) {
+    EXPECT_EQ(core::ExitCode(status), 6);
+    EXPECT_THAT(Message(status), AllOf(HasSubstr(folders[1].path()), HasSubstr("rank 1"),
+                                       HasSubstr("output_dir must be one for all ranks")));
+  }
+  EXPECT_THAT(NamesIn(folders[0].path()), IsEmpty());
 }
 
 TEST(Checkpoint, AFullDiskFailsTheSaveAndALaterOneWorks) {

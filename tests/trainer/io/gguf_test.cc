@@ -5,6 +5,7 @@
 
 #include <functional>
 
+#include "absl/strings/str_cat.h"
 #include "core/error.h"
 #include "tests/trainer/io/sample_files.h"
 #include "trainer/io/weight_source.h"
@@ -204,6 +205,10 @@ TEST(GgufModel, RefusesWhatIsDamaged) {
          g->tensors[2].name = "rope_freqs.weight", g->tensors[2].dimensions = {16};
        }},
       {"split.count", [](SampleGguf* g) { g->Key<uint16_t>("split.count", 2, 3); }},
+      {"general.type: is \"adapter\", want a model",
+       [](SampleGguf* g) { g->KeyText("general.type", "adapter"); }},
+      {"rope_scaling: factor: is 0.5, want 1 or more",
+       [](SampleGguf* g) { g->Key<float>("llama.rope.scaling.factor", 6, 0.5f); }},
   };
   const TempFolder folder;
   const std::string path = folder / "model.gguf";
@@ -215,6 +220,26 @@ TEST(GgufModel, RefusesWhatIsDamaged) {
     const absl::Status status = OpenStatus(path);
     ASSERT_FALSE(status.ok());
     EXPECT_THAT(std::string(status.message()), HasSubstr(c.message));
+  }
+}
+
+// Old files have another key for the factor, and none for the kind.
+TEST(GgufModel, ReadsLinearRopeScaling) {
+  const TempFolder folder;
+  const std::string path = folder / "model.gguf";
+  for (const char* key : {"llama.rope.scaling.factor", "llama.rope.scale_linear"}) {
+    for (const char* kind : {"", "linear", "none"}) {
+      SCOPED_TRACE(absl::StrCat(key, " ", kind));
+      SampleGguf gguf = SampleGgufModel("llama");
+      gguf.Key<float>(key, 6, 4.0f);
+      if (*kind != 0) gguf.KeyText("llama.rope.scaling.type", kind);
+      WriteSample(path, gguf.Build().bytes());
+      const auto model = OpenModel(path);
+      ASSERT_TRUE(model.ok()) << model.status();
+      const bool scaled = std::string(kind) != "none";
+      EXPECT_EQ((*model)->config().rope_scaling.kind, scaled ? "linear" : "default");
+      EXPECT_EQ((*model)->config().rope_scaling.factor, scaled ? 4.0 : 1.0);
+    }
   }
 }
 

@@ -178,10 +178,9 @@ absl::Status TreeReducer::SendOrdered(int64_t bucket) {
   for (size_t part = 0; part < static_cast<size_t>(plan_.my_nodes); ++part)
     memory.partials.push_back(buffers_[step_.PartBuffer(part)].get());
   for (int64_t node = 0; node < plan_.most_nodes; ++node) {
-    const internal::Exchange exchange = plan_.ExchangeOf(bucket, node, memory);
+    const internal::AllToAllPieces pieces = plan_.PiecesOf(bucket, node, memory);
     BITSHARD_RETURN_IF_ERROR(
-        comm_->StartAllToAll(exchange.send, exchange.receive, exchange.name, sending_.get())
-            .status());
+        comm_->StartAllToAll(pieces.send, pieces.receive, pieces.name, sending_.get()).status());
   }
   const std::vector<float*> parts = plan_.PartsOf(bucket, memory);
   return TreeSumCuda({.parts = {parts.begin(), parts.end()},

@@ -173,10 +173,10 @@ class TreeReducer : public GradientReducer {
     const internal::ReductionMemory memory = Memory(bucket);
     in_flight_.push_back({.bucket = bucket, .works = {}});
     for (int64_t node = 0; node < plan_.most_nodes; ++node) {
-      internal::Exchange exchange = plan_.ExchangeOf(bucket, node, memory);
+      internal::AllToAllPieces pieces = plan_.PiecesOf(bucket, node, memory);
       BITSHARD_ASSIGN_OR_RETURN(
-          auto work, comm_->StartAllToAll(std::move(exchange.send), std::move(exchange.receive),
-                                          exchange.name));
+          auto work,
+          comm_->StartAllToAll(std::move(pieces.send), std::move(pieces.receive), pieces.name));
       in_flight_.back().works.push_back(std::move(work));
     }
     return absl::OkStatus();

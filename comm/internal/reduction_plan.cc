@@ -64,9 +64,9 @@ std::vector<float*> ReductionPlan::PartsOf(int64_t bucket, const ReductionMemory
   return parts;
 }
 
-Exchange ReductionPlan::ExchangeOf(int64_t bucket, int64_t node,
-                                   const ReductionMemory& memory) const {
-  Exchange exchange;
+AllToAllPieces ReductionPlan::PiecesOf(int64_t bucket, int64_t node,
+                                       const ReductionMemory& memory) const {
+  AllToAllPieces result;
   const size_t piece = static_cast<size_t>(Elems(shards.Run(bucket, rank)));
   const std::vector<float*> parts = PartsOf(bucket, memory);
   size_t first = 0;  // Of the rank's parts.
@@ -82,13 +82,13 @@ Exchange ReductionPlan::ExchangeOf(int64_t bucket, int64_t node,
       if (node < static_cast<int64_t>(nodes[r].size()))
         receive = {parts[first + static_cast<size_t>(node)], piece};
     }
-    exchange.send.push_back(std::as_bytes(send));
-    exchange.receive.push_back(std::as_writable_bytes(receive));
+    result.send.push_back(std::as_bytes(send));
+    result.receive.push_back(std::as_writable_bytes(receive));
     first += nodes[r].size();
   }
-  exchange.name = absl::StrCat("gradient bucket ", bucket);
-  if (most_nodes > 1) absl::StrAppend(&exchange.name, " part ", node);
-  return exchange;
+  result.name = absl::StrCat("gradient bucket ", bucket);
+  if (most_nodes > 1) absl::StrAppend(&result.name, " part ", node);
+  return result;
 }
 
 ReductionStep::ReductionStep(const core::FlatLayout& layout, const ReductionPlan& plan)

@@ -32,7 +32,7 @@ struct ReductionMemory {
 };
 
 /// What an all-to-all is given.
-struct Exchange {
+struct AllToAllPieces {
   std::vector<std::span<const std::byte>> send;
   std::vector<std::span<std::byte>> receive;
   std::string name;
@@ -53,7 +53,7 @@ struct ReductionPlan {
   }
   /// All-to-all number `node` of a bucket, of most_nodes: ranks that have fewer nodes send nothing
   /// in the last ones.
-  Exchange ExchangeOf(int64_t bucket, int64_t node, const ReductionMemory& memory) const;
+  AllToAllPieces PiecesOf(int64_t bucket, int64_t node, const ReductionMemory& memory) const;
   /// The sums of all ranks' nodes for the own run of a bucket, from left to right.
   std::vector<float*> PartsOf(int64_t bucket, const ReductionMemory& memory) const;
 

@@ -175,18 +175,20 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(const CommandLine& line,
 absl::Status OpenData(Session* session) {
   const std::filesystem::path output = session->config.output.directory;
   const std::filesystem::path parent = output.has_parent_path() ? output.parent_path() : ".";
-  BITSHARD_ASSIGN_OR_RETURN(session->data,
-                            TrainingData::Open({.config = &session->config,
-                                                .model = &session->source->config(),
-                                                .rank = session->comm->rank(),
-                                                .python = TextPythonOf(),
-                                                .cache_directory = (parent / ".cache").string(),
-                                                .tokenizer = TokenizerOf(*session),
-                                                .on_progress =
-                                                    [session](const std::string& text) {
-                                                      session->console->Say("  " + text);
-                                                    }},
-                                               session->comm));
+  // Any rank may be the one that makes the cache: it says how it gets on.
+  Console own({.terminal = false});
+  Console* const console = session->comm->rank() == 0 ? session->console.get() : &own;
+  BITSHARD_ASSIGN_OR_RETURN(
+      session->data,
+      TrainingData::Open(
+          {.config = &session->config,
+           .model = &session->source->config(),
+           .rank = session->comm->rank(),
+           .python = TextPythonOf(),
+           .cache_directory = (parent / ".cache").string(),
+           .tokenizer = TokenizerOf(*session),
+           .on_progress = [console](const std::string& text) { console->Say("  " + text); }},
+          session->comm));
   BITSHARD_ASSIGN_OR_RETURN(session->text_process_peak_bytes,
                             session->comm->MaxInt64(session->data->text_process_peak_bytes()));
   if (session->text_process_peak_bytes > 0) {

@@ -414,9 +414,10 @@ absl::StatusOr<std::optional<FoundCheckpoint>> Checkpointer::FindNewest() {
     skipped.push_back(std::string(manifest.status().message()));
   }
   if (skipped.empty()) return std::optional<FoundCheckpoint>();
-  return core::DataError(absl::StrCat(Shown(options_.directory), ": none of its ", skipped.size(),
-                                      " checkpoints can be used:\n  ",
-                                      absl::StrJoin(skipped, "\n  ")));
+  // Every rank knows; agreed, so that one speaks for all.
+  return comm_->AgreeOnStatus(core::DataError(
+      absl::StrCat(Shown(options_.directory), ": none of its ", skipped.size(),
+                   " checkpoints can be used:\n  ", absl::StrJoin(skipped, "\n  "))));
 }
 
 absl::StatusOr<FoundCheckpoint> Checkpointer::Open(const std::string& path) {

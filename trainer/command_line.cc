@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/error.h"
+#include "core/status_macros.h"
 #include "trainer/version.h"
 
 namespace bitshard::trainer {
@@ -19,6 +20,38 @@ CLI::App* AddCommand(CLI::App* app, const std::string& name, const std::string& 
       ->allow_extra_args(false);
   sub->callback([line, command] { line->command = command; });
   return sub;
+}
+
+std::string NameOf(Command command) {
+  switch (command) {
+    case Command::kTrain:
+      return "train";
+    case Command::kPlan:
+      return "plan";
+    case Command::kEvaluate:
+      return "evaluate";
+    case Command::kGenerate:
+      return "generate";
+    case Command::kQuantize:
+      return "quantize";
+    case Command::kHelp:
+      break;
+  }
+  return "--help";
+}
+
+// The command as it was typed, without what the configuration says.
+std::string TextOf(const CommandLine& line) {
+  std::string text = NameOf(line.command);
+  if (line.ranks > 0) absl::StrAppend(&text, " --ranks ", line.ranks);
+  const auto add = [&text](const char* option, const std::string& value) {
+    if (!value.empty()) absl::StrAppend(&text, " ", option, " ", core::Escaped(value, 4096));
+  };
+  add("--adapter", line.adapter);
+  for (const std::string& prompt : line.prompts) add("--prompt", prompt);
+  add("--export", line.export_format);
+  add("--output", line.output);
+  return text;
 }
 
 }  // namespace
@@ -73,6 +106,18 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv) 
     return core::ConfigError(absl::StrCat("command line: ", error.what(), "; see bitshard --help"));
   }
   return line;
+}
+
+absl::Status CheckSameCommand(const CommandLine& line, comm::Communicator* comm) {
+  const std::string mine = TextOf(line);
+  BITSHARD_ASSIGN_OR_RETURN(const std::string first, comm->BroadcastString(mine, "command"));
+  absl::Status status;
+  if (mine != first) {
+    status = core::ConfigError(absl::StrCat("was started with `bitshard ", mine,
+                                            "`, rank 0 with `bitshard ", first,
+                                            "`: start all ranks with the same command"));
+  }
+  return comm->AgreeOnStatus(status);
 }
 
 }  // namespace bitshard::trainer

@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "comm/communicator.h"
 
 namespace bitshard::trainer {
 
@@ -27,6 +29,10 @@ struct CommandLine {
 
 /// Errors: kConfig with the parser's message.
 absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv);
+
+/// That all ranks have the same command with the same options of its own; configurations are
+/// compared by OpenSession. A collective. Errors: kConfig naming the rank and both.
+absl::Status CheckSameCommand(const CommandLine& line, comm::Communicator* comm);
 
 }  // namespace bitshard::trainer
 

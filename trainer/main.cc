@@ -22,7 +22,8 @@ namespace bitshard::trainer {
 namespace {
 
 absl::Status Dispatch(const CommandLine& line, comm::Communicator* comm) {
-  BITSHARD_RETURN_IF_ERROR(core::InitSimdFromEnvironment());
+  BITSHARD_RETURN_IF_ERROR(CheckSameCommand(line, comm));
+  BITSHARD_RETURN_IF_ERROR(comm->AgreeOnStatus(core::InitSimdFromEnvironment()));
   const std::unique_ptr<Devices> devices = MakeDevices();
   switch (line.command) {
     case Command::kTrain:

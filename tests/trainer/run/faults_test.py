@@ -47,16 +47,22 @@ def check_prompts(runner: Runner) -> None:
 
 
 def check_ranks_differ(runner: Runner) -> None:
-    """Rank 1 is started with another learning rate."""
-    wrapper = runner.folder / "wrapper.sh"
-    wrapper.write_text('#!/bin/sh\nif [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then set -- "$@" --set learning_rate=3e-3; fi\n'
-                       f'exec {runner.binary} "$@"\n')
-    wrapper.chmod(0o755)
-    command = [str(wrapper) if part == runner.binary else part for part in runner.command(2, "differ")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG)
-    assert done.returncode == 2, done.stdout + done.stderr
-    one_error(done.stderr, "rank 1: ", "learning_rate")
-    print("ranks with different configurations: exit code 2, rank and key named")
+    """Rank 1 of three is started with another learning rate, or with another command; and all with a setting of the
+    environment that can't be met, which none of them knows of the others."""
+    for arguments, parts in (('"$@" --set learning_rate=3e-3', ("rank 1: ", "learning_rate")),
+                             ('plan --config "$3"', ("rank 1: ", "`bitshard plan`, rank 0 with `bitshard train`")),
+                             ("--help", ("rank 1: ", "`bitshard --help`, rank 0 with `bitshard train`"))):
+        wrapper = runner.folder / "wrapper.sh"
+        wrapper.write_text(f'#!/bin/sh\nif [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then set -- {arguments}; fi\n'
+                           f'exec {runner.binary} "$@"\n')
+        wrapper.chmod(0o755)
+        command = [str(wrapper) if part == runner.binary else part for part in runner.command(3, "differ")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG)
+        assert done.returncode == 2, done.stdout + done.stderr
+        one_error(done.stderr, *parts)
+    one_error(runner.run(3, "differ", expect=2, env={"BITSHARD_SIMD": "MMX"}), "BITSHARD_SIMD", "MMX")
+    assert not runner.output("differ").exists()
+    print("ranks with different configurations or commands: exit code 2, rank and key named")
 
 
 def check_data(runner: Runner) -> None:
@@ -84,6 +90,10 @@ def check_checkpoints(runner: Runner) -> None:
     text = runner.run(2, "steps", {"max_steps": 9}, "--resume")
     assert "skipped" in text and "checkpoint-9" in text and "checkpoint-6: 6 of 9" in text, text
     assert [line["step"] for line in runner.lines("steps")] == list(range(1, 10))
+    for left in runner.output("steps").glob("checkpoint-*/manifest.json"):
+        left.write_bytes(left.read_bytes()[:-1])
+    message = one_error(runner.run(3, "steps", {"max_steps": 9}, "--resume", expect=3), "none of its 3 checkpoints")
+    assert message.count("manifest.json") == 3, message
     one_error(runner.run(2, "empty", {}, "--resume", expect=3), "no checkpoint")
     assert not runner.output("empty").exists()
     print("a damaged checkpoint is skipped and told; another configuration is refused")

@@ -249,6 +249,21 @@ OrderedJson LogEntry(const io::Json& line) {
   return entry;
 }
 
+// Calls body(fields, line) for each line of metrics.jsonl.
+template <class Body>
+absl::Status ForEachStep(const std::string& metrics_path, Body body) {
+  BITSHARD_ASSIGN_OR_RETURN(const std::string text, core::ReadFile(metrics_path));
+  size_t begin = 0;
+  for (size_t end = text.find('\n'); end != std::string::npos;
+       begin = end + 1, end = text.find('\n', begin)) {
+    BITSHARD_ASSIGN_OR_RETURN(const io::Json line,
+                              io::ParseJson(text.substr(begin, end - begin), metrics_path));
+    BITSHARD_ASSIGN_OR_RETURN(const io::JsonObject fields, io::JsonObject::Of(line, metrics_path));
+    BITSHARD_RETURN_IF_ERROR(body(fields, line));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::string MetricsLine(const StepMetrics& metrics) {
@@ -301,30 +316,41 @@ absl::Status WriteSummary(const std::string& path, const RunSummary& summary) {
   return core::WriteFileAtomically(path, io::JsonText(json));
 }
 
+absl::StatusOr<StepTotals> ReadStepTotals(const std::string& metrics_path) {
+  StepTotals totals;
+  BITSHARD_RETURN_IF_ERROR(
+      ForEachStep(metrics_path, [&](const io::JsonObject& fields, const io::Json&) -> absl::Status {
+        BITSHARD_ASSIGN_OR_RETURN(const int64_t tokens, fields.GetInt("tokens"));
+        BITSHARD_ASSIGN_OR_RETURN(const double seconds, fields.GetNumber("step_seconds"));
+        totals.tokens += tokens;
+        totals.seconds += seconds;
+        BITSHARD_ASSIGN_OR_RETURN(totals.last_loss, fields.GetNumberOr("loss", std::nan("")));
+        BITSHARD_ASSIGN_OR_RETURN(totals.last_bytes_sent, fields.GetInt("bytes_sent"));
+        return absl::OkStatus();
+      }));
+  return totals;
+}
+
 absl::Status WriteTrainerState(const std::string& path, const std::string& metrics_path,
                                int64_t logging_steps) {
-  BITSHARD_ASSIGN_OR_RETURN(const std::string text, core::ReadFile(metrics_path));
   OrderedJson state;
   OrderedJson history = OrderedJson::array();
   state["best_metric"] = nullptr;
   state["best_model_checkpoint"] = nullptr;
   state["epoch"] = 0;
   state["global_step"] = 0;
-  size_t begin = 0;
-  for (size_t end = text.find('\n'); end != std::string::npos;
-       begin = end + 1, end = text.find('\n', begin)) {
-    BITSHARD_ASSIGN_OR_RETURN(const io::Json line,
-                              io::ParseJson(text.substr(begin, end - begin), metrics_path));
-    BITSHARD_ASSIGN_OR_RETURN(const io::JsonObject object, io::JsonObject::Of(line, metrics_path));
-    BITSHARD_ASSIGN_OR_RETURN(const int64_t step, object.GetInt("step"));
-    state["global_step"] = step;
-    if (line.contains("epoch")) state["epoch"] = line["epoch"];
-    if (step % logging_steps == 0) history.push_back(LogEntry(line));
-    if (line.contains("eval_loss")) {
-      history.push_back(
-          {{"epoch", state["epoch"]}, {"eval_loss", line["eval_loss"]}, {"step", step}});
-    }
-  }
+  BITSHARD_RETURN_IF_ERROR(ForEachStep(
+      metrics_path, [&](const io::JsonObject& fields, const io::Json& line) -> absl::Status {
+        BITSHARD_ASSIGN_OR_RETURN(const int64_t step, fields.GetInt("step"));
+        state["global_step"] = step;
+        if (line.contains("epoch")) state["epoch"] = line["epoch"];
+        if (step % logging_steps == 0) history.push_back(LogEntry(line));
+        if (line.contains("eval_loss")) {
+          history.push_back(
+              {{"epoch", state["epoch"]}, {"eval_loss", line["eval_loss"]}, {"step", step}});
+        }
+        return absl::OkStatus();
+      }));
   state["is_hyper_param_search"] = false;
   state["is_local_process_zero"] = true;
   state["is_world_process_zero"] = true;

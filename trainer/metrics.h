@@ -99,6 +99,17 @@ struct RunSummary {
 /// Writes `path` atomically. Errors: kStorage.
 absl::Status WriteSummary(const std::string& path, const RunSummary& summary);
 
+/// What the steps of a run come to.
+struct StepTotals {
+  int64_t tokens = 0;
+  double seconds = 0;
+  double last_loss = 0;
+  int64_t last_bytes_sent = 0;
+};
+
+/// Of all lines of `metrics_path`. Errors: kData when they can't be read.
+absl::StatusOr<StepTotals> ReadStepTotals(const std::string& metrics_path);
+
 /// Writes trainer_state.json as transformers does (global_step, epoch, log_history), from the lines
 /// of `metrics_path`, every `logging_steps`-th step. Errors: kStorage; kData when the lines can't
 /// be read.

@@ -106,6 +106,7 @@ class TrainRun {
   absl::Status WriteState();
   absl::Status WriteResults(std::optional<double> held_out_after,
                             const std::vector<std::string>& answers);
+  absl::Status RecallSteps();
   absl::StatusOr<std::optional<double>> HeldOut(WhichModel which);
   absl::StatusOr<std::vector<std::string>> Answer(WhichModel which);
   std::vector<BlockSection> Sections(bool all_parameters);
@@ -393,6 +394,7 @@ absl::Status TrainRun::Finish() {
   BITSHARD_ASSIGN_OR_RETURN(const std::optional<double> after, HeldOut(WhichModel::kAdapted));
   BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(replica_->ReadParameters()));
   BITSHARD_ASSIGN_OR_RETURN(const std::vector<std::string> answers, Answer(WhichModel::kAdapted));
+  BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(RecallSteps()));
   return WriteResults(after, answers);
 }
 
@@ -403,6 +405,21 @@ absl::Status TrainRun::WriteState() {
   std::error_code
       ignored;  // An earlier run's: one that reports elsewhere has no metrics to repeat.
   std::filesystem::remove(state, ignored);
+  return absl::OkStatus();
+}
+
+// A run that ended between its last checkpoint and its results has no step left: what the steps
+// took is what their lines say.
+absl::Status TrainRun::RecallSteps() {
+  const std::string lines = PathOf("metrics.jsonl");
+  if (!is_first() || result_.step > first_step_ || !Reports(Report::kJsonl) ||
+      !std::filesystem::exists(lines))
+    return absl::OkStatus();
+  BITSHARD_ASSIGN_OR_RETURN(const StepTotals totals, ReadStepTotals(lines));
+  result_.tokens = totals.tokens;
+  result_.seconds = totals.seconds;
+  result_.last_loss = totals.last_loss;
+  result_.bytes_sent_last_step = totals.last_bytes_sent;
   return absl::OkStatus();
 }
 

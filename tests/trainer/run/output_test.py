@@ -3,9 +3,10 @@ where somebody is watching."""
 import json
 import os
 import pty
+import shutil
 import subprocess
 
-from tiny_run import HUNG, Runner, run_checks
+from tiny_run import HUNG, Runner, run_checks, same_adapter
 
 FILES = {"adapter", "answers.json", "config.yaml", "latest", "metrics.jsonl", "summary.json", "trainer_state.json"}
 RESULTS = ("summary.json", "answers.json", "trainer_state.json", "adapter")
@@ -32,9 +33,38 @@ def check_files(runner: Runner) -> None:
     for line in runner.lines("run"):
         assert {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "step_seconds", "phase_seconds",
                 "bytes_sent"} <= line.keys(), line
+        phases = line["phase_seconds"]
+        assert phases.keys() == {"data", "forward_backward", "exposed_communication", "optimizer"}, line
+        assert min(phases["forward_backward"], phases["optimizer"]) > 0 <= min(phases.values()), line
+        # What was not hidden behind backward is part of both sides of it.
+        assert sum(phases.values()) - phases["exposed_communication"] <= line["step_seconds"], line
+        assert abs(line["tokens"] / line["step_seconds"] / line["tokens_per_second"] - 1) < 1e-9, line
+        assert line["bytes_sent"] > 0, line
     answers = json.loads((runner.output("run") / "answers.json").read_text())
     assert len(answers) == 1 and answers[0].keys() == {"prompt", "before", "after"}, answers
     print("files and summary: all there")
+
+
+def check_no_step_left(runner: Runner) -> None:
+    """A run that was killed after its last checkpoint makes up for its results: what its steps took is what their lines
+    say, not nothing."""
+    folder = runner.output("run")
+    before = json.loads((folder / "summary.json").read_text())
+    adapter, lines = runner.adapter("run"), runner.lines("run")
+    for name in RESULTS[:3]:
+        (folder / name).unlink()
+    shutil.rmtree(folder / "adapter")
+    assert "12 of 12 steps done" in runner.run(1, "run", {"resume_from_checkpoint": "auto"})
+    after = json.loads((folder / "summary.json").read_text())
+    for key in ("steps", "total_tokens", "heldout_loss_before", "heldout_loss_after", "train_loss", "config_hash"):
+        assert after[key] == before[key], (key, before, after)
+    for key, value in (("seconds", sum(line["step_seconds"] for line in lines)),
+                       ("tokens_per_second", before["total_tokens"] / before["seconds"]),
+                       ("bytes_sent_per_step", lines[-1]["bytes_sent"])):
+        assert abs(after[key] / value - 1) < 1e-9, (key, value, after)
+    assert runner.lines("run") == lines
+    same_adapter("made up for", adapter, runner.adapter("run"))
+    print("results that were never written are made up for")
 
 
 def check_fresh_start(runner: Runner) -> None:
@@ -90,4 +120,4 @@ def check_terminal(runner: Runner) -> None:
 
 
 if __name__ == "__main__":
-    run_checks(check_files, check_fresh_start, check_reports, check_terminal)
+    run_checks(check_files, check_no_step_left, check_fresh_start, check_reports, check_terminal)

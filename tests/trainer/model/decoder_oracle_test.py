@@ -153,6 +153,11 @@ def check_packing(tool: Tool, folder: pathlib.Path) -> None:
             first = len(SAMPLES[0])
             assert (changed[:first] != packed[:first]).any(), "the changed sample's loss stays: nothing is tested"
             assert (changed[first:].view(np.uint32) == packed[first:].view(np.uint32)).all(), f"{kind} {compute}: leaks"
+            # Nor on how much of another one is trained on: the rows of logits are fewer then.
+            before = len(SAMPLES[0]) + len(SAMPLES[1])
+            masked = tool.run(tokens=SAMPLES, prompts=[0, 0, len(SAMPLES[2]) - 9], **request)["loss"]
+            assert np.count_nonzero(masked[before:]) == 9, "the mask is not used: nothing is tested"
+            assert (masked[:before].view(np.uint32) == packed[:before].view(np.uint32)).all(), f"{kind} {compute}: mask"
             print(f"{kind} {compute}: packed and alone differ by {np.abs(packed - alone).max():.1e} a token, "
                   f"{abs(packed.mean() - alone.mean()):.1e} in the mean")
 
@@ -170,6 +175,16 @@ def check_real_model(gguf: str, tool: Tool) -> None:
     print(f"SmolLM2-135M: largest difference of a logit {difference:.1e}")
 
 
+def check_real_packing(gguf: str, tool: Tool) -> None:
+    """Sums of hundreds of terms, as in real models: a token's loss in float32 has the same bits whatever stands beside it
+    in the pack, and however many rows there are."""
+    samples = [[1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511], list(range(300, 360)), list(range(900, 1000))]
+    packed = tool.run(model=gguf, tokens=samples)["loss"]
+    alone = np.concatenate([tool.run(model=gguf, tokens=[sample])["loss"] for sample in samples])
+    assert (packed.view(np.uint32) == alone.view(np.uint32)).all(), f"by up to {np.abs(packed - alone).max():.1e} a token"
+    print("SmolLM2-135M: packed and alone have the same bits")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tool", required=True)
@@ -185,6 +200,7 @@ def main() -> None:
         check("qwen3", tool, folder, "bf16")
         check_packing(tool, folder)
         check_real_model(args.gguf, tool)
+        check_real_packing(args.gguf, tool)
 
 
 if __name__ == "__main__":

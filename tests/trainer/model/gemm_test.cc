@@ -29,9 +29,11 @@ struct Case {
 
 // Sides around tiles (6 or 14 rows, 8 to 32 columns), packed columns (96) and pieces of k (768).
 constexpr Case kCases[] = {
-    {96, 96, 96},           {96, 96, 96, true},          {97, 107, 769, true, 0.5f, 1},
-    {131, 192, 100, false}, {101, 129, 1537, false, 2},  {200, 577, 101, true, 1, 1},
-    {113, 98, 2305, true},  {98, 1000, 97, false, -1, 1}};
+    {96, 96, 96},           {96, 96, 96, true},           {97, 107, 769, true, 0.5f, 1},
+    {131, 192, 100, false}, {101, 129, 1537, false, 2},   {200, 577, 101, true, 1, 1},
+    {113, 98, 2305, true},  {98, 1000, 97, false, -1, 1}, {32, 200, 150, true},
+    {45, 96, 770, false}};
+constexpr int64_t kFewestRows = 32;
 
 // `args` over buffers that outlive it.
 struct Product {
@@ -96,10 +98,11 @@ TEST(Gemm, GivesTheSameBitsWithOtherRowsAndThreads) {
       core::SetNumThreads(3);
       Product part(c);
       MatMulArgs<float> args = part.args();
-      const int64_t skipped = c.m - kCases[0].m;  // The last rows alone: other tiles than before.
+      const int64_t skipped = c.m - kFewestRows;  // The last rows alone: other tiles than before.
       args.a.data += skipped * c.k;
       args.out.data += skipped * c.n;
-      args.a.rows = args.out.rows = kCases[0].m;
+      args.a.rows = args.out.rows = kFewestRows;
+      ASSERT_TRUE(GemmTakes(args));
       Gemm(args);
       for (size_t at = static_cast<size_t>(skipped * c.n); at < whole.out.size(); ++at)
         ASSERT_EQ(core::FloatBits(whole.out[at]), core::FloatBits(part.out[at])) << at;
@@ -122,8 +125,9 @@ TEST(Gemm, LeavesShortAndTransposedProductsToTheLibrary) {
   MatMulArgs<float> args = p.args();
   args.a = args.a.Transposed();
   EXPECT_FALSE(GemmTakes(args));
-  Product narrow({96, 16, 96});
+  Product narrow({96, 16, 96}), few({kFewestRows - 1, 96, 96});
   EXPECT_FALSE(GemmTakes(narrow.args()));
+  EXPECT_FALSE(GemmTakes(few.args()));
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 //
 //   logits_tool REQUEST.json     {"model", "compute": "fp32"|"bf16", "load_in_4bit", "r", "alpha",
 //   "rslora", "targets",
-//                                 "checkpointing", "tokens": [[..], ..], "targets_from": n, "out":
+//                                 "checkpointing", "tokens": [[..], ..], "prompts": [n, ..], "out":
 //                                 prefix, "adapter": raw float32 file or "", "threads",
 //   "adapter_folder": PEFT's, in place of r, alpha, rslora, targets and adapter, "seed": of
 //   InitAdapter where no adapter is given}
@@ -37,13 +37,17 @@ void WriteRaw(const std::string& path, const std::vector<T>& values) {
              static_cast<std::streamsize>(values.size() * sizeof(T)));
 }
 
-MicroBatch BatchOf(const nlohmann::json& samples) {
+// The first prompts[s] tokens of sample s are not trained on.
+MicroBatch BatchOf(const nlohmann::json& samples, const std::vector<size_t>& prompts) {
   MicroBatch batch{.starts = {0}};
   for (const auto& sample : samples) {
     const auto tokens = sample.get<std::vector<int32_t>>();
+    const size_t s = static_cast<size_t>(batch.num_samples());
+    const size_t first = s < prompts.size() ? prompts[s] : 0;
     for (size_t i = 0; i < tokens.size(); ++i) {
+      const bool trained = i + 1 < tokens.size() && i + 1 >= first;
       batch.tokens.push_back(tokens[i]);
-      batch.targets.push_back(i + 1 < tokens.size() ? tokens[i + 1] : -1);
+      batch.targets.push_back(trained ? tokens[i + 1] : -1);
     }
     batch.sample_ids.push_back(batch.num_samples());
     batch.starts.push_back(static_cast<int32_t>(batch.tokens.size()));
@@ -55,7 +59,8 @@ absl::Status Run(const nlohmann::json& request) {
   BITSHARD_RETURN_IF_ERROR(core::InitSimdFromEnvironment());
   core::SetNumThreads(request.value("threads", 2));
   BITSHARD_ASSIGN_OR_RETURN(const auto source, io::OpenModel(request["model"].get<std::string>()));
-  const MicroBatch batch = BatchOf(request["tokens"]);
+  const MicroBatch batch =
+      BatchOf(request["tokens"], request.value("prompts", std::vector<size_t>()));
   DecoderOptions options;
   options.compute = request.value("compute", "fp32") == "bf16" ? ActivationType::kBFloat16
                                                                : ActivationType::kFloat32;

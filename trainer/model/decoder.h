@@ -122,14 +122,12 @@ class Decoder {
   virtual absl::Status Logits(const MicroBatch& batch, std::span<const float> parameters,
                               std::span<float> out) = 0;
 
-  /// Greedy continuation of each prompt (sampled when temperature > 0, from a counter RNG keyed by
-  /// seed), until an end token, `stop_tokens` or max_new_tokens. Returns the new tokens, end token
-  /// left out. Prompts are decoded together. An empty `parameters` generates with the base alone.
+  /// Greedy continuation of each prompt, until an end token, `stop_tokens` or max_new_tokens.
+  /// Returns the new tokens, end token left out. Prompts are decoded together. An empty
+  /// `parameters` generates with the base alone.
   /// Errors: kConfig for more prompts or longer ones than the decoder was made for; kInterrupted.
   struct GenerateOptions {
     int64_t max_new_tokens = 64;
-    double temperature = 0;
-    uint64_t seed = 0;
     std::vector<int32_t> stop_tokens;
     /// Asked before each prompt and each token; true ends with kInterrupted. May be empty.
     std::function<bool()> stop_requested;

@@ -100,14 +100,13 @@ class DecoderOf : public Decoder {
   void DecodeStep(const Pass& pass, const std::vector<int64_t>& sequences, KvCache* cache);
   void DecodeBlock(const Pass& pass, int64_t layer, const std::vector<int64_t>& sequences,
                    KvCache* cache);
-  int32_t Pick(int64_t row, const GenerateOptions& options, int64_t sequence, int64_t index) const;
+  int32_t Pick(int64_t row) const;
 
   ModelConfig config_;
   DecoderOptions options_;
   Adapter adapter_;
   FrozenWeights<T> weights_;
   Workspace<T> w_;
-  GenerateOptions generate_;
 };
 
 }  // namespace bitshard::trainer

@@ -1,11 +1,9 @@
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/str_format.h"
 #include "core/error.h"
-#include "core/rng.h"
 #include "core/status_macros.h"
 #include "trainer/model/decoder_of.h"
 #include "trainer/model/kernels.h"
@@ -27,27 +25,12 @@ struct DecoderOf<T>::KvCache {
   }
 };
 
-// The most likely token, or one drawn by the softmax of logits / temperature; `row` of w_.logits.
+// The most likely token; `row` of w_.logits.
 template <class T>
-int32_t DecoderOf<T>::Pick(int64_t row, const GenerateOptions& options, int64_t sequence,
-                           int64_t index) const {
+int32_t DecoderOf<T>::Pick(int64_t row) const {
   std::vector<float> logits(static_cast<size_t>(config_.vocab_size));
   Convert(w_.logits + row * config_.vocab_size, logits.data(), config_.vocab_size);
-  const auto top = std::max_element(logits.begin(), logits.end());
-  if (options.temperature <= 0) return static_cast<int32_t>(top - logits.begin());
-  const double highest = *top;
-  double sum = 0;
-  for (const float x : logits)
-    sum += std::exp((static_cast<double>(x) - highest) / options.temperature);
-  const uint64_t key =
-      core::RngKey(options.seed, core::RngPurpose::kSampling, static_cast<uint64_t>(sequence));
-  double left = sum * static_cast<double>(core::UniformFloat(
-                          core::Philox(key, static_cast<uint64_t>(index), 0).word[0]));
-  for (size_t i = 0; i < logits.size(); ++i) {
-    left -= std::exp((static_cast<double>(logits[i]) - highest) / options.temperature);
-    if (left < 0) return static_cast<int32_t>(i);
-  }
-  return static_cast<int32_t>(top - logits.begin());
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
 // Runs the prompt as one sample and keeps its keys and values. With activation checkpointing a
@@ -73,7 +56,7 @@ absl::Status DecoderOf<T>::Prefill(std::span<const float> parameters,
   }
   cache->lengths[static_cast<size_t>(sequence)] = pass.tokens();
   LogitRows({static_cast<int32_t>(pass.tokens() - 1)}, 0, 1);
-  *next = Pick(0, generate_, sequence, 0);
+  *next = Pick(0);
   return absl::OkStatus();
 }
 
@@ -109,7 +92,6 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> DecoderOf<T>::Generate(
     return core::ConfigError(absl::StrFormat("%d prompts at a time: at most %d", prompts.size(),
                                              std::min(kLogitRows, options_.max_tokens)));
   }
-  generate_ = options;
   std::vector<std::vector<int32_t>> answers(prompts.size());
   std::vector<int32_t> next(prompts.size());
   KvCache cache;
@@ -155,8 +137,7 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> DecoderOf<T>::Generate(
     if (running.empty() || index == options.max_new_tokens) break;
     DecodeStep({.batch = &batch, .parameters = parameters}, running, &cache);
     for (size_t row = 0; row < running.size(); ++row) {
-      next[static_cast<size_t>(running[row])] =
-          Pick(static_cast<int64_t>(row), options, running[row], index);
+      next[static_cast<size_t>(running[row])] = Pick(static_cast<int64_t>(row));
     }
   }
   return answers;

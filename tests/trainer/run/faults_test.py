@@ -99,6 +99,19 @@ def check_checkpoints(runner: Runner) -> None:
     print("a damaged checkpoint is skipped and told; another configuration is refused")
 
 
+def check_what_does_not_fit(runner: Runner) -> None:
+    """Data that changed since the checkpoint, and a model of another family than was said."""
+    data = runner.folder / "changing.jsonl"
+    lines = (runner.folder / "train.jsonl").read_text().splitlines(keepends=True)
+    data.write_text("".join(lines))
+    settings = {"max_steps": 3, "datasets": f"[{{path: {data}, type: chat_template}}]"}
+    runner.run(2, "changed", settings)
+    data.write_text("".join(lines[1:]))
+    one_error(runner.run(2, "changed", settings, "--resume", expect=3), "checkpoint-3", "was trained on other data")
+    refused(runner, {"model_type": "qwen2"}, 2, "model_type: got qwen2, but", "is llama")
+    print("other data than before, another model than said: refused, with what differs")
+
+
 def check_two_jobs(runner: Runner) -> None:
     job = runner.start(1, "shared", {"max_steps": 1000000})
     wait_for(lambda: (runner.output("shared") / "metrics.jsonl").exists(), HUNG, "the first job")
@@ -126,4 +139,4 @@ def check_disk_full(runner: Runner) -> None:
 
 if __name__ == "__main__":
     run_checks(check_config, check_used_folder, check_prompts, check_ranks_differ, check_data, check_checkpoints,
-               check_two_jobs, check_disk_full)
+               check_what_does_not_fit, check_two_jobs, check_disk_full)

@@ -17,6 +17,7 @@
 #include "trainer/answers.h"
 #include "trainer/checkpoint.h"
 #include "trainer/commands.h"
+#include "trainer/earlier_run.h"
 #include "trainer/held_out.h"
 #include "trainer/io/json.h"
 #include "trainer/io/peft_adapter.h"
@@ -39,25 +40,6 @@ struct Baseline {
   std::optional<double> held_out_loss;
   std::vector<std::string> answers;  // Rank 0.
 };
-
-// What the last run of the folder left. summary.json first: it says that the others are
-// complete.
-absl::Status RemoveResults(const std::string& directory) {
-  for (const char* name :
-       {"summary.json", "answers.json", "trainer_state.json", "metrics.jsonl", "metrics.csv",
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"}) {
-    const std::string path = absl::StrCat(directory, "/", name);
-    std::error_code error;
-    std::filesystem::remove(path, error);
-    if (!error) continue;
-    return core::StorageError(absl::StrCat(
-        core::Escaped(path, 4096), ": an earlier run's, can't be removed: ", error.message(),
-        "; remove it, or choose another output_dir"));
-  }
-  std::error_code not_empty;  // Other files in it are not ours.
-  std::filesystem::remove(absl::StrCat(directory, "/adapter"), not_empty);
-  return absl::OkStatus();
-}
 
 class TrainRun {
  public:
@@ -95,6 +77,7 @@ class TrainRun {
   absl::Status LockOutput();
   absl::Status MakePlanAndParts();
   absl::Status MakeAnswers();
+  absl::Status SetEarlierRunAside();
   absl::Status BeginOutput();
   absl::Status Resume();
   absl::Status CheckResumable(const FoundCheckpoint& found) const;
@@ -123,7 +106,8 @@ class TrainRun {
   std::unique_ptr<MetricsWriter> metrics_;
   Baseline baseline_;
   int64_t first_step_ = 0;
-  bool complete_ = false;  // Resumed from the last step, and its results are there.
+  bool continues_ = false;  // Resumed from a checkpoint of output_dir.
+  bool complete_ = false;   // Resumed from the last step, and its results are there.
   int64_t total_tokens_ = 0, total_trained_tokens_ = 0;  // Of the steps before first_step_.
   LoopResult result_;
 };
@@ -166,11 +150,21 @@ absl::Status TrainRun::LockOutput() {
   return comm_->AgreeOnStatus(status);
 }
 
+absl::Status TrainRun::SetEarlierRunAside() {
+  BITSHARD_ASSIGN_OR_RETURN(const std::string aside,
+                            trainer::SetEarlierRunAside(config_.output.directory));
+  if (!aside.empty()) {
+    session_->console->Warn(absl::StrCat("output_dir: an earlier run was in it, which is now in ",
+                                         core::Escaped(aside, 4096)));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status TrainRun::BeginOutput() {
   absl::Status status;
   if (is_first()) {
     lock_->Keep();
-    if (first_step_ == 0) status = RemoveResults(config_.output.directory);
+    if (!continues_) status = SetEarlierRunAside();
     if (status.ok())
       status = core::WriteFileAtomically(PathOf("config.yaml"), ConfigToYaml(config_));
   }
@@ -282,6 +276,10 @@ absl::Status TrainRun::Resume() {
   BITSHARD_RETURN_IF_ERROR(checkpoints_->Load(*found, Sections(/*all_parameters=*/true)));
   BITSHARD_RETURN_IF_ERROR(comm_->AgreeOnStatus(replica_->WriteParameters()));
   first_step_ = found->manifest.info.step;
+  std::error_code error;
+  continues_ =
+      std::filesystem::equivalent(std::filesystem::canonical(found->path, error).parent_path(),
+                                  config_.output.directory, error);
   total_tokens_ = found->manifest.info.total_tokens;
   total_trained_tokens_ = found->manifest.info.trained_tokens;
   replica_->set_optimizer_step(found->manifest.info.optimizer_step);
@@ -402,8 +400,7 @@ absl::Status TrainRun::WriteState() {
   const std::string state = PathOf("trainer_state.json"), metrics = PathOf("metrics.jsonl");
   if (Reports(Report::kJsonl) && std::filesystem::exists(metrics))
     return WriteTrainerState(state, metrics, std::max<int64_t>(1, config_.output.logging_steps));
-  std::error_code
-      ignored;  // An earlier run's: one that reports elsewhere has no metrics to repeat.
+  std::error_code ignored;  // Of before a resume: one that reports elsewhere repeats no metrics.
   std::filesystem::remove(state, ignored);
   return absl::OkStatus();
 }

@@ -1,4 +1,4 @@
-"""What a run leaves: every file and every key of its summary; none of an earlier run's results; the progress bar only
+"""What a run leaves: every file and every key of its summary; nothing of an earlier run in it or lost; the progress bar only
 where somebody is watching."""
 import json
 import os
@@ -6,10 +6,10 @@ import pty
 import shutil
 import subprocess
 
-from tiny_run import HUNG, Runner, run_checks, same_adapter
+from tiny_run import HUNG, Runner, run_checks, same_adapter, wait_for
 
 FILES = {"adapter", "answers.json", "config.yaml", "latest", "metrics.jsonl", "summary.json", "trainer_state.json"}
-RESULTS = ("summary.json", "answers.json", "trainer_state.json", "adapter")
+RESULTS = ("summary.json", "answers.json", "trainer_state.json", "adapter", "latest")
 
 
 def check_files(runner: Runner) -> None:
@@ -68,17 +68,48 @@ def check_no_step_left(runner: Runner) -> None:
 
 
 def check_fresh_start(runner: Runner) -> None:
-    """A new run in a folder that holds another's results: they go before the first step. It ends early, by numbers that
-    are not finite."""
-    folder = runner.output("run")
+    """A new run in a folder that holds another's: all of that is moved aside, whole. The new one ends early, by numbers
+    that are not finite, and can't be taken for complete."""
+    folder, aside = runner.output("run"), runner.output("run") / "earlier-1"
     (folder / "adapter" / "mine.txt").write_text("mine")
-    runner.run(2, "run", {"learning_rate": 100, "weight_decay": 100, "lr_scheduler": "constant", "warmup_steps": 0},
-               expect=7)
-    left = [name for name in RESULTS[:3] if (folder / name).exists()]
+    (folder / "notes.txt").write_text("mine")
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    text = runner.run(2, "run", {"learning_rate": 100, "weight_decay": 100, "lr_scheduler": "constant",
+                                 "warmup_steps": 0}, expect=7)
+    assert text.count("warning: output_dir: an earlier run was in it, which is now in") == 1, text
+    left = [name for name in RESULTS if (folder / name).exists()]
     assert not left, f"of the earlier run: {left}"
-    assert [path.name for path in (folder / "adapter").iterdir()] == ["mine.txt"]
+    kept = {path.relative_to(aside): path.read_bytes() for path in aside.rglob("*") if path.is_file()}
+    here = {path: data for path, data in before.items() if str(path) in (".lock", "notes.txt")}
+    assert kept | here == before and (folder / "notes.txt").exists(), kept.keys() ^ before.keys()
     assert "learning_rate: 100" in (folder / "config.yaml").read_text()
-    print("a fresh start removes the earlier run's results")
+    runner.run(2, "run", {"max_steps": 3, "resume_from_checkpoint": aside / "checkpoint-6"}, expect=2)
+    print("a fresh start moves the earlier run aside")
+
+
+def check_resume_after_fresh_start(runner: Runner) -> None:
+    """The new run is killed when it has saved fewer steps than the one before it: --resume goes on with the new one."""
+    runner.run(1, "twice")
+    for settings in ({}, {"learning_rate": 2e-2}):  # As before, and another run.
+        job = runner.start(1, "twice", {**settings, **runner.long_evaluation(400), "eval_steps": 1})
+        wait_for(lambda: job.poll() is not None or (runner.output("twice") / "checkpoint-3").exists() and
+                 not (runner.output("twice") / "checkpoint-12").exists(), HUNG, "three steps")
+        runner.kill(job, "twice")
+        assert not (runner.output("twice") / "checkpoint-12").exists(), "the run was quicker"
+        runner.run(1, "twice", {**settings, **runner.long_evaluation(400)}, "--resume")
+        assert [line["step"] for line in runner.lines("twice")] == list(range(1, 13))
+    assert {path.name for path in runner.output("twice").glob("earlier-*")} == {"earlier-1", "earlier-2"}
+    print("--resume goes on with the run that was started last")
+
+
+def check_closed(runner: Runner) -> None:
+    """As a daemon may start it: nothing that is said gets into a file that took the number of standard output."""
+    settings = [f"output_dir={runner.output('closed')}", "max_steps=2"]
+    words = [runner.binary, "train", "--config", runner.config, *(w for s in settings for w in ("--set", s))]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words], timeout=HUNG)
+    assert done.returncode == 0, done.returncode
+    assert [line["step"] for line in runner.lines("closed")] == [1, 2]
+    print("closed standard output: nothing is written into the run's files")
 
 
 def check_reports(runner: Runner) -> None:
@@ -120,4 +151,5 @@ def check_terminal(runner: Runner) -> None:
 
 
 if __name__ == "__main__":
-    run_checks(check_files, check_no_step_left, check_fresh_start, check_reports, check_terminal)
+    run_checks(check_files, check_no_step_left, check_fresh_start, check_resume_after_fresh_start, check_reports,
+               check_closed, check_terminal)

@@ -170,6 +170,16 @@ absl::Status WriteAll(int fd, const void* data, size_t bytes, const std::string&
   return absl::OkStatus();
 }
 
+absl::Status OpenStandardDescriptors() {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
+    // In rising order, so that open takes this one.
+    if (fcntl(fd, F_GETFD) == -1 && open("/dev/null", O_RDWR) != fd)
+      return StorageError(
+          "/dev/null: can't be opened in the place of a standard descriptor that is closed");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SyncDirectory(const std::string& path) {
   const ScopedFd fd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd.get() < 0 || fsync(fd.get()) != 0) return WriteFailure(path, "fsync of the directory");

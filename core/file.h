@@ -76,6 +76,11 @@ absl::Status WriteFileAtomically(const std::string& path, const std::string& con
 /// write(2) until all is written. Errors: kStorage, naming `path`.
 absl::Status WriteAll(int fd, const void* data, size_t bytes, const std::string& path);
 
+/// Opens /dev/null as each of the descriptors 0, 1 and 2 that is closed: else the next file that is
+/// opened gets its number, and what is meant for standard output is written into it. First in main.
+/// Errors: kStorage.
+absl::Status OpenStandardDescriptors();
+
 /// fsync of a directory, so that renames and new names in it survive power loss.
 absl::Status SyncDirectory(const std::string& path);
 

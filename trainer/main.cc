@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "comm/mpi_communicator.h"
 #include "core/error.h"
+#include "core/file.h"
 #include "core/simd.h"
 #include "core/status_macros.h"
 #include "trainer/command_line.h"
@@ -74,6 +75,8 @@ std::string ErrorText(const absl::Status& status) {
 }
 
 int Main(int argc, char** argv) {
+  const absl::Status descriptors = core::OpenStandardDescriptors();
+  if (!descriptors.ok()) return core::ExitCode(descriptors);
   ApplyMallocPolicy();
   InstallStopSignals();
   absl::StatusOr<CommandLine> line = ParseCommandLine(argc, argv);

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -181,6 +182,22 @@ TEST_F(FileTest, DirectoriesAreMadeWithTheirParents) {
 TEST_F(FileTest, SyncOfADirectoryFailsWhereThereIsNone) {
   EXPECT_TRUE(SyncDirectory(dir_).ok());
   EXPECT_EQ(ExitCode(SyncDirectory(Path("missing"))), 6);
+}
+
+TEST_F(FileTest, NoFileGetsTheNumberOfAClosedStandardDescriptor) {
+  for (const int closed : {0, 1, 2}) {
+    const pid_t child = fork();
+    if (child == 0) {
+      for (int fd = 0; fd <= closed; ++fd) close(fd);
+      if (!OpenStandardDescriptors().ok()) _exit(1);
+      const int file = open(Path("metrics").c_str(), O_WRONLY | O_CREAT, 0600);
+      _exit(file > 2 && fcntl(1, F_GETFD) == 0 && write(1, "text", 4) == 4 ? 0 : 2);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << closed << ": " << status;
+    EXPECT_EQ(fs::file_size(Path("metrics")), 0u);
+  }
 }
 
 TEST_F(FileTest, ScopedFdClosesOnceAndMoves) {

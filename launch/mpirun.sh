@@ -14,7 +14,8 @@
 # --dry-run    print the command and its environment, start nothing
 #
 # Signals: the first TERM, INT or HUP that this script gets is passed on as SIGUSR1, which ranks take as "finish
-# the step, save a checkpoint, exit with 143". The second one is passed on as TERM: ranks end within 2 s.
+# the step, save a checkpoint, exit with 143". The second one, half a second or more after it (`timeout` sends two at
+# once), is passed on as TERM: ranks end within 2 s.
 # (mpirun itself turns TERM and INT into TERM, then KILL, which leaves no time to save.)
 # Exit status: mpirun's, which is that of the first rank that failed; 2 for wrong arguments; 143 also where the first
 # signal came before the ranks took it (or they never do), and so ended them.
@@ -123,13 +124,17 @@ fi
 command -v mpirun > /dev/null || fail "mpirun not found: apt-get install openmpi-bin libopenmpi-dev"
 
 signals=0
+first_ms=0
 interrupted=0
 mpirun_pid=
 # Called by the traps.
 # shellcheck disable=SC2317
 pass_on() {
-  signals=$((signals + 1))
+  local now_ms=$((${EPOCHREALTIME//[^0-9]/} / 1000))
   interrupted=1
+  ((signals == 0 || now_ms - first_ms >= 500)) || return 0
+  signals=$((signals + 1))
+  ((signals > 1)) || first_ms=$now_ms
   mpirun_pid=${mpirun_pid:-${!:-}}  # A signal may come between the start and the line that keeps the number.
   [[ -n $mpirun_pid ]] || exit 143
   if ((signals == 1)); then

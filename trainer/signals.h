@@ -14,8 +14,9 @@
 namespace bitshard::trainer {
 
 /// Installs the handlers; SIGPIPE and SIGXFSZ are ignored, so that a closed pipe or a full quota is
-/// an error of write and not the end of the process. A second SIGTERM or SIGINT ends the process at
-/// once with 143 or 130; a second SIGUSR1 is not a new request.
+/// an error of write and not the end of the process. A second SIGTERM or SIGINT, half a second or
+/// more after the first, ends the process at once with 143 or 130; a second SIGUSR1 is not a new
+/// request.
 void InstallStopSignals();
 
 /// The first signal that asked to stop, or 0.

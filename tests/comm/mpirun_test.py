@@ -137,6 +137,17 @@ class Mpirun(unittest.TestCase):
             for rank in range(2):
                 self.assertIn(f"rank {rank} saves", output)
 
+    def test_signals_at_once_are_one(self) -> None:
+        """`timeout` sends TERM to the script, and again to its process group."""
+        job, _ = self.start(2, RANK)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # Of one kind they might be one to the kernel too.
+            job.send_signal(number)
+        output, _ = job.communicate(timeout=MOST_SECONDS)
+        self.assertEqual(job.returncode, 143, output)
+        for rank in range(2):
+            self.assertIn(f"rank {rank} saves", output)
+        self.assertEqual(output.count("asking the ranks to save"), 1, output)
+
     def test_first_signal_ends_ranks_that_do_not_take_it_yet(self) -> None:
         job, _ = self.start(2, RANK.replace("trap save USR1", ""))
         job.send_signal(signal.SIGTERM)
@@ -155,6 +166,7 @@ class Mpirun(unittest.TestCase):
             self.assertTrue(line, f"the job has ended:\n{said}")
             said += line
         self.assertIsNone(job.poll())
+        time.sleep(0.6)  # Sooner, it would be the first one still.
         started = time.monotonic()
         job.send_signal(signal.SIGTERM)
         output, _ = job.communicate(timeout=MOST_SECONDS)

@@ -177,12 +177,25 @@ TEST(StopSignals, TheFirstIsAFlagAndTheSecondEndsTheProcess) {
       if (StopSignal() != signal_number) _exit(2);
       raise(SIGUSR1);
       if (StopSignal() != signal_number) _exit(3);
+      usleep(600000);
       raise(signal_number);
       _exit(4);
     });
     ASSERT_TRUE(WIFEXITED(status));
     EXPECT_EQ(WEXITSTATUS(status), 128 + signal_number);
   }
+}
+
+TEST(StopSignals, TwoAtOnceAreOneRequest) {
+  const int status = InChild([] {
+    InstallStopSignals();
+    raise(SIGTERM);
+    raise(SIGTERM);
+    raise(SIGINT);
+    _exit(StopSignal() == SIGTERM ? 0 : 1);
+  });
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST(StopSignals, ANoticeComesByUsr1AndMayComeTwice) {

@@ -377,6 +377,12 @@ absl::StatusOr<CheckpointManifest> Checkpointer::Verify(const std::string& path,
     absl::StatusOr<CheckpointManifest> manifest = ReadCheckpointManifest(path);
     status = manifest.status();
     if (manifest.ok()) text = ManifestText(*manifest);
+    if (expected_step < 0 && access((path + "/" + kManifestFile).c_str(), F_OK) != 0) {
+      status = core::DataError(absl::StrCat(
+          Shown(path), ": no checkpoint, it has no ", kManifestFile,
+          "; resume_from_checkpoint takes true, auto or the folder of a checkpoint, as in "
+          "runs/x/checkpoint-40"));
+    }
     if (manifest.ok() && expected_step >= 0 && manifest->info.step != expected_step) {
       status = core::DataError(
           absl::StrFormat("%s: its manifest says step %d", Shown(path), manifest->info.step));

@@ -210,7 +210,12 @@ absl::StatusOr<std::unique_ptr<TokenCache>> OpenChecked(const TokenCacheSpec& sp
 
 absl::StatusOr<PreparedCache> PrepareTokenCache(const TokenCacheSpec& spec) {
   BITSHARD_ASSIGN_OR_RETURN(const std::string key, TokenCacheKey(spec));
-  BITSHARD_RETURN_IF_ERROR(core::MakeDirectories(spec.cache_directory));
+  const absl::Status made = core::MakeDirectories(spec.cache_directory);
+  if (!made.ok()) {
+    return core::StorageError(absl::StrCat(std::string(made.message()),
+                                           "; the token cache is made in .cache beside output_dir: "
+                                           "choose one whose parent folder can be written"));
+  }
   const std::string path = CacheName(spec, key);
   std::error_code error;
   if (fs::exists(path, error)) {  // Whole as soon as it has this name, so no lock is needed.

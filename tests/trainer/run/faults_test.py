@@ -94,6 +94,8 @@ def check_checkpoints(runner: Runner) -> None:
         left.write_bytes(left.read_bytes()[:-1])
     message = one_error(runner.run(3, "steps", {"max_steps": 9}, "--resume", expect=3), "none of its 3 checkpoints")
     assert message.count("manifest.json") == 3, message
+    one_error(runner.run(2, "steps", {"resume_from_checkpoint": runner.output("steps")}, expect=3),
+              "steps: no checkpoint, it has no manifest.json", "as in runs/x/checkpoint-40")
     one_error(runner.run(2, "empty", {}, "--resume", expect=3), "no checkpoint")
     assert not runner.output("empty").exists()
     print("a damaged checkpoint is skipped and told; another configuration is refused")
@@ -121,19 +123,30 @@ def check_two_jobs(runner: Runner) -> None:
     print("a second job in the same output_dir: exit code 2")
 
 
-def check_disk_full(runner: Runner) -> None:
-    """A checkpoint that does not fit: training goes on, the last error is exit code 6."""
-    small = runner.folder / "small"
-    small.mkdir()
-    script = (f"mount -t tmpfs -o size=300k none {small} && exec " +
-              " ".join(f"'{part}'" for part in runner.command(2, "x", {"output_dir": small, "save_total_limit": 0})))
+def on_small_disk(runner: Runner, size: str, settings: dict) -> str:
+    """Two ranks with output_dir disk/run, `disk` a file system of that size. Returns what they printed; nothing where
+    file systems can't be mounted."""
+    disk = runner.folder / "small"
+    disk.mkdir(exist_ok=True)
+    script = (f"mount -t tmpfs -o size={size} none {disk} && exec " +
+              " ".join(f"'{part}'" for part in runner.command(2, "x", {"output_dir": disk / "run", **settings})))
     done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, timeout=HUNG)
     text = done.stdout + done.stderr
     if "unshare:" in text or "mount:" in text:
         print("SKIPPED disk full: no mount namespaces here")
-        return
+        return ""
     assert done.returncode == 6, f"exit code {done.returncode}\n{text}"
+    return text
+
+
+def check_disk_full(runner: Runner) -> None:
+    """A checkpoint that does not fit: training goes on, the last error is exit code 6. The token cache neither."""
+    text = on_small_disk(runner, "300k", {"save_total_limit": 0})
+    if not text:
+        return
     assert "training goes on" in text and "No space left" in text, text
+    for size in ("8k", "24k"):
+        one_error(on_small_disk(runner, size, {}), ".tokens", "No space left on device; free space or write elsewhere")
     print("disk full: warned, trained on, exit code 6")
 
 

@@ -3,6 +3,7 @@
 #include <map>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/error.h"
@@ -50,10 +51,13 @@ absl::StatusOr<OptimizerName> ParseOptimizerName(const std::string& name) {
   if (it != KnownNames().end()) return it->second;
   std::vector<std::string> known;
   for (const auto& [text, unused] : KnownNames()) known.push_back(text);
-  const std::string nearest = core::Nearest(name, known);
+  // "paged_adamw" and "Lion" lack the bits.
+  const std::string lower = absl::AsciiStrToLower(name);
+  const std::string nearest =
+      KnownNames().contains(lower + "_8bit") ? lower + "_8bit" : core::Nearest(lower, known);
   return core::ConfigError(
       absl::StrCat("optimizer: unknown name \"", core::Escaped(name), "\"",
-                   nearest.empty() ? "" : absl::StrCat(", did you mean ", nearest, "?"),
+                   nearest.empty() ? "." : absl::StrCat(", did you mean ", nearest, "?"),
                    " Known: ", absl::StrJoin(known, ", ")));
 }
 

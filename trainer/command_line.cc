@@ -1,14 +1,35 @@
 #include "trainer/command_line.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "core/error.h"
 #include "core/status_macros.h"
 #include "trainer/version.h"
 
 namespace bitshard::trainer {
 namespace {
+
+// Far more than any job has: for the message, and so that a plan ends.
+constexpr int kMaxRanks = 1000000;
+
+// The parser says only that a command is missing.
+absl::Status CheckCommand(int argc, const char* const* argv, const CLI::App& app) {
+  if (argc < 2 || argv[1][0] == '-') return absl::OkStatus();
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
+  if (std::find(names.begin(), names.end(), argv[1]) != names.end()) return absl::OkStatus();
+  const std::string nearest = core::Nearest(std::string(argv[1]), names);
+  return core::ConfigError(
+      absl::StrCat("command line: unknown command \"", core::Escaped(argv[1]), "\"",
+                   nearest.empty() ? "." : absl::StrCat(", did you mean ", nearest, "?"),
+                   " Known: ", absl::StrJoin(names, ", ")));
+}
 
 CLI::App* AddCommand(CLI::App* app, const std::string& name, const std::string& text,
                      Command command, CommandLine* line) {
@@ -74,7 +95,8 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv) 
   CLI::App* plan = AddCommand(
       &app, "plan", "print memory and traffic of a run, by purpose, without running a step",
       Command::kPlan, &line);
-  plan->add_option("--ranks", line.ranks, "plan for this many ranks")->check(CLI::PositiveNumber);
+  plan->add_option("--ranks", line.ranks, "plan for this many ranks")
+      ->check(CLI::Range(1, kMaxRanks));
   CLI::App* evaluate =
       AddCommand(&app, "evaluate", "print the held-out loss", Command::kEvaluate, &line);
   evaluate->add_option("--adapter", line.adapter, "adapter folder; without it the base alone");
@@ -93,12 +115,14 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv) 
       ->check(CLI::IsMember({"hf"}));
   quantize->add_option("--output", line.output, "folder to make")->required();
 
+  const absl::Status known = CheckCommand(argc, argv, app);
+  if (!known.ok()) return known;
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    CLI::App* chosen = app.get_subcommands().empty() ? &app : app.get_subcommands().front();
     line.command = Command::kHelp;
-    line.help = chosen->help();
+    line.help = app.get_subcommands().empty() ? app.help()
+                                              : app.get_subcommands().front()->help("bitshard");
   } catch (const CLI::CallForVersion&) {
     line.command = Command::kHelp;
     line.help = absl::StrCat("bitshard ", kVersion, "\n");

@@ -214,6 +214,7 @@ ConfigField WarmupStepsField() {
     if (!ReadNumber(node, &ratio).empty() || ratio <= 0 || ratio >= 1) {
       return WithWanted(Got(node), type + ", or a ratio above 0 and below 1");
     }
+    config->optimizer.warmup_steps = 0;  // An override of a number of steps in the file.
     config->optimizer.warmup_ratio = ratio;
     return "";
   };

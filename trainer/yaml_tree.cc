@@ -178,6 +178,42 @@ absl::Status CheckText(const std::string& text, const std::string& name) {
   return absl::OkStatus();
 }
 
+// Whether the line of `at`, or the one before it, where the parser may have lost the thread, is
+// indented with a tab.
+bool TabIndented(const std::string& text, Position at) {
+  std::istringstream lines(text);
+  std::string line;
+  for (int number = 1; number <= at.line && std::getline(lines, line); ++number) {
+    const size_t tab = line.find('\t');
+    if (number >= at.line - 1 && tab != std::string::npos && tab == line.find_first_not_of(' '))
+      return true;
+  }
+  return false;
+}
+
+// The parser's words, and what most often leads to them.
+std::string Explained(const YAML::Exception& error, const std::string& text) {
+  namespace msg = YAML::ErrorMsg;
+  static const struct {
+    const char* message;
+    const char* advice;
+  } kAdvice[] = {
+      {msg::MAP_VALUE,
+       "no 'key: value'; look here and in the line before for a missing ':', for none "
+       "of the spaces after it, and for an indent that differs"},
+      {msg::END_OF_MAP, "a map ends here; look for an indent that differs"},
+      {msg::END_OF_SEQ, "a list ends here; look for an indent that differs"},
+      {msg::END_OF_MAP_FLOW, "a '{' without its '}'"},
+      {msg::END_OF_SEQ_FLOW, "a '[' without its ']'"},
+      {msg::UNKNOWN_ANCHOR, "aliases (*name) are not read; write the value out"},
+  };
+  if (TabIndented(text, PositionOf(error.mark))) return "indented with a tab; YAML wants spaces";
+  for (const auto& [message, advice] : kAdvice) {
+    if (error.msg == message) return advice;
+  }
+  return core::Escaped(error.msg);
+}
+
 // yaml-cpp reports by exceptions: this is the one border where they become a Status.
 absl::Status RunParser(const std::string& text, const std::string& name, TreeBuilder* builder) {
   std::istringstream stream(text);
@@ -190,7 +226,7 @@ absl::Status RunParser(const std::string& text, const std::string& name, TreeBui
           absl::StrCat(core::Escaped(name, 4096), ": holds more than one document (---)"));
     }
   } catch (const YAML::Exception& error) {
-    return FaultAt(name, PositionOf(error.mark), core::Escaped(error.msg));
+    return FaultAt(name, PositionOf(error.mark), Explained(error, text));
   } catch (const std::exception& error) {
     return core::ConfigError(
         absl::StrCat(core::Escaped(name, 4096), ": not YAML: ", core::Escaped(error.what())));
@@ -204,9 +240,10 @@ absl::StatusOr<YamlNode> ParseYaml(const std::string& text, const std::string& n
   const absl::Status text_status = CheckText(text, name);
   if (!text_status.ok()) return text_status;
   TreeBuilder builder;
+  // What is no YAML comes first: it may be the reason for the other fault.
   const absl::Status status = RunParser(text, name, &builder);
-  if (!builder.fault().empty()) return FaultAt(name, builder.fault_at(), builder.fault());
   if (!status.ok()) return status;
+  if (!builder.fault().empty()) return FaultAt(name, builder.fault_at(), builder.fault());
   return builder.TakeRoot();
 }
 

@@ -44,6 +44,30 @@ TEST(Config, NamesTheNearestKeyAndThePlaceOfAnUnknownOne) {
   EXPECT_THAT(Refusal("zzzzzzzzzzzzzzzzzzzzzzzz: 1\n"), HasSubstr("docs/config.md"));
 }
 
+TEST(Config, SaysWhatIsWrongWithTheYaml) {
+  EXPECT_EQ(Refusal("comm:\n\ttimeout: 60\n"),
+            "run.yaml:3:9: indented with a tab; YAML wants spaces");
+  EXPECT_THAT(
+      Refusal("lora_r 8\nseed: 1\n"),
+      AllOf(HasSubstr("run.yaml:3:5: "), HasSubstr("in the line before for a missing ':'")));
+  EXPECT_THAT(Refusal("datasets:\n  - path: x\n   type: text\n"), HasSubstr("indent that differs"));
+  EXPECT_THAT(Refusal("", {"lora_target_modules=[q_proj"}), HasSubstr("a '[' without its ']'"));
+  EXPECT_THAT(Refusal("<<: *a\n"), HasSubstr("aliases (*name) are not read"));
+}
+
+TEST(Config, AnOverrideOfWarmupStepsByARatioReplacesTheNumber) {
+  const Config config = Parsed("warmup_steps: 2\n", {"warmup_steps=0.1"});
+  EXPECT_EQ(config.optimizer.warmup_steps, 0);
+  EXPECT_EQ(config.optimizer.warmup_ratio, 0.1);
+}
+
+TEST(Config, SuggestsTheOptimizerThatLacksItsBits) {
+  EXPECT_THAT(Refusal("optimizer: paged_adamw\n"),
+              HasSubstr("did you mean paged_adamw_8bit? Known"));
+  EXPECT_THAT(Refusal("optimizer: AdamW_8bit\n"), HasSubstr("did you mean adamw_8bit? Known"));
+  EXPECT_THAT(Refusal("optimizer: zzzzzzzzzzzz\n"), HasSubstr("\"zzzzzzzzzzzz\". Known: adagrad"));
+}
+
 TEST(Config, ReportsEveryFaultInOneMessage) {
   const std::string message = Refusal(
       "lora_r: 12abc\nlearning_rate: -1\nunknown_thing: 1\nglobal_batch_size: 3\n"

@@ -65,6 +65,12 @@ class RecordFile {
   }
 
   void Sync() {
+    struct stat info {};
+    if (fstat(fd_.get(), &info) == 0 && info.st_nlink == 0 && status_.ok()) {
+      status_ = core::StorageError(
+          absl::StrCat(core::Escaped(path_, 4096),
+                       ": was removed while the run was writing it: what it held is lost"));
+    }
     if (fsync(fd_.get()) != 0 && status_.ok()) {
       status_ = core::StorageError(
           absl::StrCat(core::Escaped(path_, 4096), ": fsync: ", std::strerror(errno)));

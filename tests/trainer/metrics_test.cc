@@ -126,6 +126,16 @@ TEST_F(MetricsTest, AFullDiskLosesLinesButNotTheRun) {
   EXPECT_THAT(std::string((*writer)->status().message()), HasSubstr("1 records lost"));
 }
 
+TEST_F(MetricsTest, AFileThatWasRemovedMeanwhileIsTold) {
+  auto writer = MetricsWriter::Open({.directory = dir_});
+  ASSERT_TRUE(writer.ok()) << writer.status().message();
+  (*writer)->Write({.step = 1});
+  std::filesystem::remove(dir_ + "/metrics.jsonl");
+  (*writer)->Sync();
+  EXPECT_THAT(std::string((*writer)->status().message()),
+              HasSubstr("metrics.jsonl: was removed while the run was writing it"));
+}
+
 TEST_F(MetricsTest, OpenNamesAFolderThatIsNotThere) {
   const auto writer = MetricsWriter::Open({.directory = dir_ + "/none"});
   EXPECT_EQ(core::ExitCode(writer.status()), 6);

@@ -1,6 +1,7 @@
 #include "optim/optimizer.h"
 
 #include <ATen/MemoryOverlap.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
@@ -120,19 +121,10 @@ StepArgs ArgsOf(const Tensor& p, const BlockwiseOptions& options, const Optimize
 // Each tensor's max_unorm, by the pre-pass over all of them.
 void LimitUpdates(Batch& batch) {
   if (batch.max_unorm == 0 || !HasUpdateNorm(batch.args.algorithm)) return;
-  int64_t blocks = 0;
-  for (const StepRun& run : batch.runs) blocks += run.num_blocks();
-  std::vector<BlockNorms> norms(static_cast<size_t>(blocks));
-  UpdateNorms(batch.args, norms);
-  size_t block = 0;
-  for (StepRun& run : batch.runs) {
-    BlockNorms sum;
-    for (int64_t i = 0; i < run.num_blocks(); ++i, ++block) {
-      sum.parameter += norms[block].parameter;
-      sum.update += norms[block].update;
-    }
-    run.update_scale = UpdateScale(batch.max_unorm, sum);
-  }
+  std::vector<BlockNorms> norms(batch.runs.size());
+  RunUpdateNorms(batch.args, norms);
+  for (size_t i = 0; i < norms.size(); ++i)
+    batch.runs[i].update_scale = UpdateScale(batch.max_unorm, norms[i]);
 }
 
 // Parameters that are not contiguous are stepped in a contiguous copy, which is written back.
@@ -152,10 +144,12 @@ void RunBatch(Batch& batch) {
   for (size_t i = 0; i < batch.runs.size(); ++i) {
     const Tensor& p = batch.parameters[i];
     if (!contiguous[i].is_same(p)) {
+      // Inference tensors are stepped too, and nothing may fail any more.
+      const at::AutoDispatchBelowADInplaceOrView no_checks;
       p.copy_(contiguous[i]);
-    } else if (!p.is_inference()) {
-      p.unsafeGetTensorImpl()->bump_version();  // So that autograd notices, as for torch's steps.
     }
+    // So that autograd notices, as for torch's steps.
+    if (!p.is_inference()) p.unsafeGetTensorImpl()->bump_version();
   }
 }
 

@@ -98,6 +98,9 @@ struct BlockNorms {
 /// (HasUpdateNorm); update_scale is not read. Shapes: out [sum of the runs' num_blocks()]. Threads
 /// and errors: as Step.
 void UpdateNorms(const StepArgs& args, std::span<BlockNorms> out);
+/// out[r]: those of run r, its blocks' summed in order. Holds 256 of them a thread at a time, where
+/// UpdateNorms wants room for all. Shapes: out [runs].
+void RunUpdateNorms(const StepArgs& args, std::span<BlockNorms> out);
 
 /// How far max_unorm shortens a tensor's update: min(1, max_unorm * |p| / |u|), rounded to float32;
 /// 1 where max_unorm is 0, and where |p| is, so that a tensor that starts at zero (LoRA's B) can

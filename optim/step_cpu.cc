@@ -29,7 +29,8 @@ struct BlockSlice {
   const StepArgs* args;
   const int64_t* first_block;  // [runs + 1]: blocks before each run.
   bool buffered;
-  BlockNorms* norms;  // [all blocks]: fill them, and step nothing. Or nullptr.
+  BlockNorms* norms;    // Fill them, and step nothing. Or nullptr.
+  int64_t norms_begin;  // The block that norms[0] is of.
   int64_t begin;
   int64_t end;
 };
@@ -291,7 +292,8 @@ void StepBlocks(const ElementHyper<Rule>& h, const BlockSlice& slice, const Step
     }
     if (slice.norms != nullptr) {
       if constexpr (Rule::kHasUpdateNorm)
-        slice.norms[before + block] = NormsOf<Rule>(h, args, run, at, n, decoded);
+        slice.norms[before + block - slice.norms_begin] =
+            NormsOf<Rule>(h, args, run, at, n, decoded);
       continue;
     }
     ApplyTo<Rule>(h, slice, run, at, n, decoded);
@@ -391,30 +393,72 @@ std::string StepArgsFault(const StepArgs& args) {
 
 namespace {
 
-void ForAllBlocks(const StepArgs& args, BlockNorms* norms, int64_t num_norms) {
-  BITSHARD_CHECK(StepArgsFault(args).empty()) << StepArgsFault(args);
-  std::vector<int64_t> first_block = {0};
-  first_block.reserve(args.runs.size() + 1);
-  for (const StepRun& run : args.runs) first_block.push_back(first_block.back() + run.num_blocks());
-  BITSHARD_CHECK(norms == nullptr || num_norms == first_block.back()) << num_norms;
-  core::ParallelFor(first_block.back(), kGrainBlocks, [&](int64_t begin, int64_t end) {
-    HWY_DYNAMIC_DISPATCH(StepSlice)
-    ({.args = &args,
-      .first_block = first_block.data(),
-      .buffered = NeedsBuffers(args),
-      .norms = norms,
-      .begin = begin,
-      .end = end});
-  });
-}
+// The blocks of all runs together, run after run.
+class BlockTable {
+ public:
+  explicit BlockTable(const StepArgs& args) : args_(args), first_block_{0} {
+    BITSHARD_CHECK(StepArgsFault(args).empty()) << StepArgsFault(args);
+    first_block_.reserve(args.runs.size() + 1);
+    for (const StepRun& run : args.runs)
+      first_block_.push_back(first_block_.back() + run.num_blocks());
+  }
+  int64_t num_blocks() const { return first_block_.back(); }
+  /// Blocks before run r.
+  int64_t first_block(size_t r) const { return first_block_[r]; }
+
+  void Step() const { ForBlocks(0, num_blocks(), nullptr); }
+  /// out[b - begin]: of block b. Changes nothing.
+  void Norms(int64_t begin, int64_t end, BlockNorms* out) const { ForBlocks(begin, end, out); }
+
+ private:
+  void ForBlocks(int64_t first, int64_t last, BlockNorms* norms) const {
+    core::ParallelFor(last - first, kGrainBlocks, [&](int64_t begin, int64_t end) {
+      HWY_DYNAMIC_DISPATCH(StepSlice)
+      ({.args = &args_,
+        .first_block = first_block_.data(),
+        .buffered = NeedsBuffers(args_),
+        .norms = norms,
+        .norms_begin = first,
+        .begin = first + begin,
+        .end = first + end});
+    });
+  }
+
+  const StepArgs& args_;
+  std::vector<int64_t> first_block_;
+};
+
+// Norms that are held at a time, for each thread: 4 KB of them, of 256 KB of parameters.
+constexpr int64_t kNormsAThread = 256;
 
 }  // namespace
 
-void Step(const StepArgs& args) { ForAllBlocks(args, nullptr, 0); }
+void Step(const StepArgs& args) { BlockTable(args).Step(); }
 
 void UpdateNorms(const StepArgs& args, std::span<BlockNorms> out) {
   BITSHARD_CHECK(HasUpdateNorm(args.algorithm));
-  if (!out.empty()) ForAllBlocks(args, out.data(), static_cast<int64_t>(out.size()));
+  if (out.empty()) return;
+  const BlockTable table(args);
+  BITSHARD_CHECK(std::ssize(out) == table.num_blocks()) << out.size();
+  table.Norms(0, table.num_blocks(), out.data());
+}
+
+void RunUpdateNorms(const StepArgs& args, std::span<BlockNorms> out) {
+  BITSHARD_CHECK(HasUpdateNorm(args.algorithm) && out.size() == args.runs.size()) << out.size();
+  const BlockTable table(args);
+  std::fill(out.begin(), out.end(), BlockNorms());
+  std::vector<BlockNorms> part(static_cast<size_t>(
+      std::min(table.num_blocks(), kNormsAThread * static_cast<int64_t>(core::NumThreads()))));
+  size_t run = 0;
+  for (int64_t begin = 0; begin < table.num_blocks(); begin += std::ssize(part)) {
+    const int64_t end = std::min(table.num_blocks(), begin + std::ssize(part));
+    table.Norms(begin, end, part.data());
+    for (int64_t block = begin; block < end; ++block) {
+      while (block >= table.first_block(run + 1)) ++run;
+      out[run].parameter += part[static_cast<size_t>(block - begin)].parameter;
+      out[run].update += part[static_cast<size_t>(block - begin)].update;
+    }
+  }
 }
 
 double UpdateScale(double max_unorm, const BlockNorms& norms) {

@@ -112,13 +112,8 @@ T* StateData(const StateTensors& states, int i, int64_t elems) {
 void LimitUpdate(double max_unorm, double param_norm, const optim::StepArgs& args,
                  optim::StepRun& run, double* update_squares) {
   if (max_unorm <= 0 || !optim::HasUpdateNorm(args.algorithm)) return;
-  std::vector<optim::BlockNorms> blocks(static_cast<size_t>(run.num_blocks()));
-  optim::UpdateNorms(args, blocks);
   optim::BlockNorms total;
-  for (const optim::BlockNorms& block : blocks) {
-    total.parameter += block.parameter;
-    total.update += block.update;
-  }
+  optim::RunUpdateNorms(args, {&total, 1});
   if (param_norm >= 0) total.parameter = param_norm * param_norm;
   run.update_scale = optim::UpdateScale(max_unorm, total);
   *update_squares = total.update;

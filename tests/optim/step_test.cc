@@ -104,6 +104,33 @@ TEST(UpdateNorms, AreOfEachBlockOfAllRuns) {
   EXPECT_NEAR(norms[3].update, SumOfSquares(b.g), 1e-13 * norms[3].update);
 }
 
+TEST(RunUpdateNorms, AreTheBlocksNormsInOrderHoweverManyAreHeldAtATime) {
+  // More blocks than all threads hold at a time, in runs that end with a part of a block.
+  std::vector<OneStateTensor> tensors;
+  for (const size_t n : {1u << 19, 1u, 0u, 1000u, (1u << 19) + 77u})
+    tensors.emplace_back(n, static_cast<uint32_t>(n));
+  std::vector<StepRun> runs;
+  int64_t blocks = 0;
+  for (OneStateTensor& tensor : tensors) {
+    runs.push_back(tensor.Run());
+    blocks += runs.back().num_blocks();
+  }
+  const StepArgs args = Args(Algorithm::kRmsProp, runs);
+  std::vector<BlockNorms> of_blocks(static_cast<size_t>(blocks)), of_runs(runs.size(), {7, 7});
+  UpdateNorms(args, of_blocks);
+  RunUpdateNorms(args, of_runs);
+  auto block = of_blocks.begin();
+  for (size_t r = 0; r < runs.size(); ++r) {
+    BlockNorms want;
+    for (int64_t i = 0; i < runs[r].num_blocks(); ++i, ++block) {
+      want.parameter += block->parameter;
+      want.update += block->update;
+    }
+    EXPECT_EQ(of_runs[r].parameter, want.parameter) << r;
+    EXPECT_EQ(of_runs[r].update, want.update) << r;
+  }
+}
+
 TEST(UpdateNorms, ChangeNothing) {
   OneStateTensor a(300);
   const OneStateTensor before = a;

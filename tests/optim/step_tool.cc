@@ -131,13 +131,8 @@ optim::StepHyper HyperOf(const Settings& s) {
 void StepLimited(optim::StepArgs args, optim::StepRun run, double max_unorm) {
   args.runs = std::span(&run, 1);
   if (max_unorm > 0) {
-    std::vector<optim::BlockNorms> blocks(static_cast<size_t>(run.num_blocks()));
-    optim::UpdateNorms(args, blocks);
     optim::BlockNorms whole;
-    for (const optim::BlockNorms& block : blocks) {
-      whole.parameter += block.parameter;
-      whole.update += block.update;
-    }
+    optim::RunUpdateNorms(args, {&whole, 1});
     run.update_scale = optim::UpdateScale(max_unorm, whole);
   }
   optim::Step(args);

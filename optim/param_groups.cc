@@ -25,7 +25,10 @@ std::vector<size_t> PlacesOf(const ParameterOverride& wanted,
 void Apply(const ParameterOverride& wanted, OptionValues* values) {
   if (wanted.lr) values->hyper.learning_rate = *wanted.lr;
   if (wanted.weight_decay) values->hyper.weight_decay = *wanted.weight_decay;
-  if (wanted.bits) values->bits = *wanted.bits;
+  if (wanted.bits) {
+    values->bits = *wanted.bits;
+    values->min_8bit_size = 0;  // These tensors are named: they get what they are given.
+  }
   if (wanted.block_size) values->block_size = *wanted.block_size;
 }
 

@@ -25,7 +25,7 @@ struct ParameterOverride {
   std::string pattern;  ///< Of whole names: optim/name_pattern.h.
   std::optional<double> lr = {};
   std::optional<double> weight_decay = {};
-  std::optional<int64_t> bits = {};
+  std::optional<int64_t> bits = {};  ///< Whatever the tensor's size.
   std::optional<int64_t> block_size = {};
 };
 

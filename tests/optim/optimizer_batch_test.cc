@@ -3,10 +3,12 @@
 #include <c10/core/InferenceMode.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <torch/serialize.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -171,6 +173,56 @@ TEST(OptimizerBatch, StepsInferenceTensors) {
   p.mutable_grad() = torch::ones({5});
   optimizer.step();
   EXPECT_EQ(p[0].item<float>(), 0.5f);
+}
+
+TEST(OptimizerBatch, StepsInferenceTensorsThatAreNotContiguous) {
+  Tensor p;
+  {
+    const c10::InferenceMode inference;
+    p = torch::ones({6, 5}).t();
+  }
+  Tensor other = torch::ones({3});
+  Lion optimizer(std::vector<Tensor>{other, p}, LionOptions(0.5));
+  for (Tensor* tensor : {&other, &p}) tensor->mutable_grad() = torch::ones(tensor->sizes());
+  optimizer.step();
+  EXPECT_TRUE(torch::equal(p, torch::full({5, 6}, 0.5)));
+}
+
+TEST(OptimizerBatch, StepsInInferenceModeAndAfterwards) {
+  Tensor p = Parameter(5000, 3), twin = CopyOf(p);
+  AdamW inside(std::vector<Tensor>{p}, AdamWOptions(1e-2));
+  AdamW outside(std::vector<Tensor>{twin}, AdamWOptions(1e-2));
+  for (int step = 0; step < 3; ++step) {
+    p.mutable_grad() = torch::randn({5000});
+    twin.mutable_grad() = p.grad();
+    outside.step();
+    const c10::InferenceMode inference(step == 0);
+    inside.step();
+  }
+  EXPECT_TRUE(torch::equal(p.detach(), twin.detach()));
+  std::stringstream file;
+  torch::save(inside, file);
+  torch::load(outside, file);
+  EXPECT_EQ(inside.Summary(), outside.Summary());
+}
+
+TEST(OptimizerBatch, TakesParametersWithoutElements) {
+  Tensor none = torch::zeros({0, 7}).requires_grad_(true), p = Parameter(300, 1), twin = CopyOf(p);
+  for (const int64_t bits : {8, 32}) {
+    LAMB beside(std::vector<Tensor>{none, p}, LAMBOptions(1e-2).bits(bits).min_8bit_size(0));
+    LAMB alone(std::vector<Tensor>{twin}, LAMBOptions(1e-2).bits(bits).min_8bit_size(0));
+    for (int step = 0; step < 2; ++step) {
+      none.mutable_grad() = torch::zeros({0, 7});
+      p.mutable_grad() = torch::randn({300});
+      twin.mutable_grad() = p.grad();
+      beside.step();
+      alone.step();
+      std::stringstream file;
+      torch::save(beside, file);
+      torch::load(beside, file);
+    }
+    EXPECT_TRUE(torch::equal(p.detach(), twin.detach()));
+  }
 }
 
 TEST(OptimizerBatch, LeavesOutParametersThatAreUndefined) {

@@ -182,6 +182,8 @@ TEST(ParamGroups, OverrideOptionsOfNamesThatMatch) {
   EXPECT_EQ(of(3).lr(), 5e-2);  // The last that gives a value,
   EXPECT_EQ(of(3).weight_decay(), 0);
   EXPECT_EQ(of(3).block_size(), 64);
+  EXPECT_EQ(of(0).min_8bit_size(), 0);     // What is named gets the bits that were given,
+  EXPECT_EQ(of(2).min_8bit_size(), 4096);  // and nothing else does.
   EXPECT_NO_THROW(AdamW(groups, options));
   EXPECT_THAT(
       ErrorOf([&] { ParamGroups(named, options, {{.pattern = "layer.*", .bits = 8}}); }),

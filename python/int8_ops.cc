@@ -201,8 +201,8 @@ std::tuple<Tensor, MaybeTensor> MixedScaledMm(const Tensor& a, const Tensor& ca,
   CountCall("int8_mixed_scaled_mm");
   Tensor out = MultiplyScaled(ca, cb, sca, scb, bias);
   Tensor outliers = at::empty({0}, a.options());
-  if (outlier_cols.has_value() && outlier_cols->numel() > 0) {
-    outliers = RowsOf(a).index_select(1, *outlier_cols);
+  if (outlier_cols.has_value()) outliers = RowsOf(a).index_select(1, *outlier_cols);
+  if (outliers.numel() > 0) {
     const Tensor weight =
         DequantizeRows(cb.index_select(1, *outlier_cols), scb).to(a.scalar_type());
     RowsOf(out).addmm_(outliers.to(at::kFloat), weight.to(at::kFloat).t());

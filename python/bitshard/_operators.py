@@ -107,6 +107,8 @@ def _(A, CA, CB, SCA, SCB, outlier_cols=None, bias=None):
 
 for _name in ("dequantize_blockwise", "dequantize_4bit", "gemv_4bit", "int8_linear_matmul"):
     register_fake(f"bitshard::{_name}.out")(lambda *args, **kwargs: None)
+for _name in ("optimizer_update_32bit", "optimizer_update_8bit_blockwise"):
+    register_fake(f"bitshard::{_name}")(lambda *args, **kwargs: None)
 
 
 # --- derivatives ---

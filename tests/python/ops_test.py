@@ -133,6 +133,18 @@ class Bits4(KernelTest):
         bound = magnitude * 2e-6 + exact.abs() * torch.finfo(dtype).eps / 2 * 1.001 + 1e-6
         self.assertLess(((got.double() - exact).abs() / bound).max().item(), 1.0)
 
+    def test_multiplies_at_every_block_size(self):
+        """Blocks within rows, as long as a row, and over several."""
+        for kind, code in (("nf4", support.NF4), ("fp4", support.FP4)):
+            for block in (32, 64, 128, 256, 512, 1024, 2048, 4096):
+                packed, absmax, weight = weight_4bit(11, 512, kind, block)
+                for dtype in DTYPES:
+                    a = normal(3, 512, seed=7, dtype=dtype)
+                    exact, magnitude = a.double() @ weight.t(), a.double().abs() @ weight.abs().t()
+                    for got in (ops.gemm_4bit(a, packed, [11, 512], absmax, block, kind),
+                                ops.gemv_4bit(a, packed, [11, 512], absmax, torch.from_numpy(code), block)):
+                        self.assert_product(got, exact, magnitude, dtype)
+
     def test_multiplies_with_nested_scales(self):
         packed, absmax, _ = weight_4bit(48, 640)
         offset = absmax.mean()
@@ -280,45 +292,61 @@ class Int8(KernelTest):
             ops.int8_linear_matmul(a.float(), torch.zeros(4, 3, dtype=torch.int8))
 
 
+def samples():
+    """Operators and arguments: all but the optimizers', which are in optimizers_test.py."""
+    x = normal(6, 64)
+    packed, absmax, _ = weight_4bit(8, 64)
+    table = torch.from_numpy(SIGNED)
+    codes, scales = ops.quantize_blockwise(x, table, 64)
+    nested, nested_scales = ops.quantize_blockwise(absmax, table, 256)
+    q, stats, _ = ops.int8_vectorwise_quant(x)
+    product = ops.int8_linear_matmul(q, q)
+    grad = x.clone().requires_grad_()
+    return (
+        (ops.quantize_blockwise.default, (x, table, 64)),
+        (ops.dequantize_blockwise.default, (codes, scales, table, 64, torch.bfloat16)),
+        (ops.dequantize_blockwise.out, (codes, scales, table, 64, torch.float32, torch.empty(6, 64))),
+        (ops.quantize_4bit.default, (x, 64, "fp4", torch.uint8)),
+        (ops.dequantize_4bit.default, (packed, absmax, 64, "nf4", [8, 64], torch.float16)),
+        (ops.dequantize_4bit.out, (packed, absmax, 64, "nf4", [8, 64], torch.float32, torch.empty(8, 64))),
+        (ops.gemm_4bit.default, (grad, packed, [8, 64], absmax, 64, "nf4", normal(8).requires_grad_())),
+        (ops.gemm_4bit.default, (grad, packed, [8, 64], nested_scales, 64, "nf4", None, nested, table, absmax[0])),
+        (ops.gemv_4bit.default, (grad, packed, [8, 64], absmax, torch.from_numpy(support.NF4), 64)),
+        (ops.gemv_4bit.out, (x, packed, [8, 64], absmax, torch.from_numpy(support.NF4), 64, torch.empty(6, 8))),
+        (ops.int8_vectorwise_quant.default, (x, 0.0)),
+        (ops.int8_vectorwise_quant.default, (x, 2.0)),
+        (ops.int8_double_quant.default, (x, 0.0)),
+        (ops.int8_double_quant.default, (x, 2.0)),
+        (ops.int8_vectorwise_dequant.default, (q, stats)),
+        (ops.int8_linear_matmul.default, (q, q)),
+        (ops.int8_linear_matmul.out, (q, q, torch.empty(6, 6, dtype=torch.int32))),
+        (ops.int8_mm_dequant.default, (product, stats, stats, torch.float32, normal(6))),
+        (ops.int8_scaled_mm.default, (q, q, stats, stats)),
+        (ops.int8_mixed_scaled_mm.default, (x, q, q, stats, stats)),
+        (ops.int8_mixed_scaled_mm.default, (x, q, q, stats, stats, torch.tensor([3, 5]))),
+        (ops.int8_mixed_scaled_mm.default, (x, q, q, stats, stats, torch.tensor([], dtype=torch.int64))),
+    )
+
+
 class Operators(KernelTest):
     def test_pass_torchs_checks(self):
         """Schema, fake kernel against the real one, registration of derivatives, tracing with fixed and free sizes."""
-        x = normal(6, 64)
-        packed, absmax, _ = weight_4bit(8, 64)
-        table = torch.from_numpy(SIGNED)
-        codes, scales = ops.quantize_blockwise(x, table, 64)
-        nested, nested_scales = ops.quantize_blockwise(absmax, table, 256)
-        q, stats, _ = ops.int8_vectorwise_quant(x)
-        product = ops.int8_linear_matmul(q, q)
-        grad = x.clone().requires_grad_()
-        samples = (
-            (ops.quantize_blockwise.default, (x, table, 64)),
-            (ops.dequantize_blockwise.default, (codes, scales, table, 64, torch.bfloat16)),
-            (ops.dequantize_blockwise.out, (codes, scales, table, 64, torch.float32, torch.empty(6, 64))),
-            (ops.quantize_4bit.default, (x, 64, "fp4", torch.uint8)),
-            (ops.dequantize_4bit.default, (packed, absmax, 64, "nf4", [8, 64], torch.float16)),
-            (ops.dequantize_4bit.out, (packed, absmax, 64, "nf4", [8, 64], torch.float32, torch.empty(8, 64))),
-            (ops.gemm_4bit.default, (grad, packed, [8, 64], absmax, 64, "nf4", normal(8).requires_grad_())),
-            (ops.gemm_4bit.default,
-             (grad, packed, [8, 64], nested_scales, 64, "nf4", None, nested, table, absmax[0])),
-            (ops.gemv_4bit.default, (grad, packed, [8, 64], absmax, torch.from_numpy(support.NF4), 64)),
-            (ops.gemv_4bit.out, (x, packed, [8, 64], absmax, torch.from_numpy(support.NF4), 64, torch.empty(6, 8))),
-            (ops.int8_vectorwise_quant.default, (x, 0.0)),
-            (ops.int8_vectorwise_quant.default, (x, 2.0)),
-            (ops.int8_double_quant.default, (x, 2.0)),
-            (ops.int8_vectorwise_dequant.default, (q, stats)),
-            (ops.int8_linear_matmul.default, (q, q)),
-            (ops.int8_linear_matmul.out, (q, q, torch.empty(6, 6, dtype=torch.int32))),
-            (ops.int8_mm_dequant.default, (product, stats, stats, torch.float32, normal(6))),
-            (ops.int8_scaled_mm.default, (q, q, stats, stats)),
-            (ops.int8_mixed_scaled_mm.default, (x, q, q, stats, stats, torch.tensor([3, 5]))),
-        )
-        checked = {op.name().removeprefix("bitshard::") for op, _ in samples}
+        checked = {op.name().removeprefix("bitshard::") for op, _ in samples()}
         untested = {name for name in ops.kernel_names() if not name.startswith("optimizer")} - checked
         self.assertEqual(untested, set())
-        for op, args in samples:
+        for op, args in samples():
             with self.subTest(op.name()):
                 opcheck(op, args)
+
+    def test_have_shapes_on_the_meta_device(self):
+        for op, args in samples():
+            with self.subTest(op.name()):
+                quantizes_rows = op in (ops.int8_vectorwise_quant.default, ops.int8_double_quant.default)
+                if quantizes_rows and args[1] > 0:  # How many columns have outliers is in the values, which meta tensors lack.
+                    with self.assertRaisesRegex(RuntimeError, "data-dependent"):
+                        op(args[0].to("meta"), 2.0)
+                else:
+                    self.assert_meta_is_real(op, args)
 
     def test_use_the_target_that_is_asked_for(self):
         self.assertIn(bitshard.simd_target(), ("AVX3_DL", "AVX3", "AVX2", "SSE4", "SSSE3", "NEON", "SVE"))

@@ -38,6 +38,17 @@ class KernelTest(unittest.TestCase):
         for name, wanted in times.items():
             self.assertEqual(ran.get(name, 0), wanted, f"runs of {name} among {ran}")
 
+    def assert_meta_is_real(self, op, args) -> None:
+        """On the meta device an operator returns what it does on the CPU, but for the values."""
+        real = op(*args)
+        meta = op(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args))
+        real, meta = (x if isinstance(x, tuple) else (x,) for x in (real, meta))
+        self.assertEqual(len(real), len(meta))
+        for a, b in zip(real, meta):
+            self.assertEqual(a is None, b is None)
+            if a is not None:
+                self.assertEqual((a.dtype, a.shape, "meta"), (b.dtype, b.shape, b.device.type))
+
     def assert_same(self, got: torch.Tensor, want: torch.Tensor, what: str = "") -> None:
         """The same type, shape and bits, but that all NaNs are one."""
         self.assertEqual(got.dtype, want.dtype, what)

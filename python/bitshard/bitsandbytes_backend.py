@@ -6,6 +6,7 @@ also changes what bitsandbytes computes past its operators: see _patch.
 
 import functools
 import importlib.metadata
+import inspect
 import logging
 
 import torch
@@ -30,8 +31,16 @@ def _same_schema(name: str) -> bool:
     return str(ours._schema).removeprefix("bitshard::") == str(theirs._schema).removeprefix("bitsandbytes::")
 
 
+def _version() -> str:
+    """bitsandbytes has no __version__ yet when it asks for its backends."""
+    try:
+        return importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:  # it lies on the path without having been installed
+        return "of an unknown version"
+
+
 def register() -> None:
-    version = importlib.metadata.version("bitsandbytes")
+    version = _version()
     names = torch.ops.bitshard.kernel_names()
     fitting = [name for name in names if _same_schema(name)]
     torch.ops.bitshard.implement_bitsandbytes(fitting)
@@ -48,6 +57,7 @@ def _patch() -> None:
     import bitsandbytes.optim.optimizer
     from bitsandbytes.autograd import _functions
     from bitsandbytes.nn import modules
+    from bitsandbytes.optim import ademamix
 
     # With AVX512-BF16 a Linear4bit that is evaluated repacks its weight in place, with scales in bfloat16, for a
     # product without derivatives: training after that loses the gradient of the layer's input, without a word.
@@ -57,6 +67,21 @@ def _patch() -> None:
     _functions.MatMul8bitFp = _MatMul8bitFor(_functions.MatMul8bitFp)
     optimizer = bitsandbytes.optim.optimizer.Optimizer8bit
     optimizer.load_state_dict = _loads_old_layouts(optimizer.load_state_dict)
+    _base_on(ademamix.AdEMAMix, ademamix.AdEMAMix32bit)
+
+
+def _base_on(base: type, derived: type) -> None:
+    """AdEMAMix32bit, and the paged class that is derived from it, make a state of half the size that their kernel wants,
+    and know no schedules. What AdEMAMix does with optim_bits=32 is right."""
+    init = derived.__init__
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def init_32bit(*args, **kwargs):
+        base.__init__(**signature.bind(*args, **kwargs).arguments, optim_bits=32)
+
+    derived.__init__ = init_32bit
+    derived.__bases__ = (base,)
 
 
 def _loads_old_layouts(load_state_dict):

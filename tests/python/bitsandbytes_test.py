@@ -278,6 +278,15 @@ class Faults(KernelTest):
         torch.testing.assert_close(ours, torch.full_like(ours, want), rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(theirs, torch.full_like(ours, want * 0.1**0.5), rtol=1e-2, atol=1e-5)
 
+    def test_ademamix_32bit_has_all_of_its_state(self):
+        """bitsandbytes#2075: there the class makes half of it, and its kernel fails."""
+        right, theirs_right = self.both("ademamix")
+        torch.testing.assert_close(right, theirs_right, rtol=1e-5, atol=1e-6)
+        for name in ("ademamix_32bit", "paged_ademamix_32bit"):
+            ours, theirs = self.both(name)
+            self.assert_same(ours, right)
+            self.assertIsInstance(theirs, str)
+
     def test_training_after_evaluation(self):
         """Without AVX512-BF16 bitsandbytes is right too; the repacked layout stays away with us everywhere."""
         ours, theirs = self.both("train_after_evaluation")

@@ -112,8 +112,32 @@ def lamb_step() -> torch.Tensor:
     return (p.detach() - before).abs()
 
 
+def ademamix_32bit() -> torch.Tensor:
+    """Parameters after three steps of AdEMAMix32bit, with schedules."""
+    return _ademamix(bnb.optim.AdEMAMix32bit)
+
+
+def paged_ademamix_32bit() -> torch.Tensor:
+    return _ademamix(bnb.optim.PagedAdEMAMix32bit)
+
+
+def ademamix() -> torch.Tensor:
+    """What the two above should be."""
+    return _ademamix(bnb.optim.AdEMAMix)
+
+
+def _ademamix(cls) -> torch.Tensor:
+    p = torch.nn.Parameter(normal(70, 90))
+    optimizer = cls([p], 1e-2, alpha=4.0, t_alpha=5, t_beta3=7)
+    for step in range(3):
+        p.grad = normal(70, 90, seed=step + 1)
+        optimizer.step()
+    return p.detach()
+
+
 FAULTS = (exact_zero, not_a_number, without_gradient, rows_of_96, one_dimension, long_int8_product, int8_factor,
-          int8_shape, int8_weight_gradient, evaluate_trainable_int8, train_after_evaluation, lamb_step)
+          int8_shape, int8_weight_gradient, evaluate_trainable_int8, train_after_evaluation, lamb_step, ademamix_32bit,
+          paged_ademamix_32bit, ademamix)
 
 
 def compute() -> dict[str, torch.Tensor | str]:

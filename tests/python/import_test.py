@@ -47,6 +47,15 @@ import importlib.metadata
 version = importlib.metadata.version
 importlib.metadata.version = lambda name: "0.99.1" if name == "bitsandbytes" else version(name)
 """
+NO_VERSION = """
+import importlib.metadata
+version = importlib.metadata.version
+def no_version(name):
+    if name == "bitsandbytes":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = no_version
+"""
 OTHER_SCHEMA = """
 import torch
 define = torch.library.define
@@ -63,6 +72,8 @@ from bitsandbytes.optim.optimizer import Optimizer8bit
 assert Optimizer8bit.load_state_dict.__globals__["__name__"] == "bitsandbytes.optim.optimizer"
 assert _functions.MatMul8bitFp.__module__ == "bitsandbytes.autograd._functions"
 assert modules.has_avx512bf16.__module__ == "bitsandbytes.functional"
+from bitsandbytes.optim import AdEMAMix32bit
+assert [base.__name__ for base in AdEMAMix32bit.__bases__] == ["Optimizer2State"]
 """
 OTHER_TORCH = """
 import sys, types
@@ -95,6 +106,12 @@ class Import(unittest.TestCase):
         self.assertEqual(len(said.splitlines()), 1, said)
         self.assertIn("not tested with bitsandbytes 0.99.1", said)
         self.assertIn("left alone: int8_vectorwise_dequant", said)
+
+    def test_patches_nothing_where_bitsandbytes_was_not_installed(self):
+        """As from a source tree: there is nothing that says its version."""
+        said = self.check(NO_VERSION + QUANTIZE + NOTHING_PATCHED)
+        self.assertEqual(len(said.splitlines()), 1, said)
+        self.assertIn("not tested with bitsandbytes of an unknown version", said)
 
     def test_refuses_another_torch(self):
         done = python(OTHER_TORCH)

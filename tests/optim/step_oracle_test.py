@@ -108,7 +108,7 @@ def own_tables() -> dict[str, np.ndarray]:
 
 def check_tables_and_blocks(tool: Tool, simds: list[str]) -> None:
     p = np.random.default_rng(6).standard_normal(N).astype(np.float32)
-    g = gradients(60)
+    g = gradients(STEPS[-1])
     tables = own_tables()
     for rule in RULES:
         for kind in tables:
@@ -117,7 +117,7 @@ def check_tables_and_blocks(tool: Tool, simds: list[str]) -> None:
             check(tool, simds, Case(rule, 8, wd=0.1, state_block=state_block), p, g)
         check(tool, simds, Case(rule, 8, wd=0.1, state_block=64, tables=tables["fp8"],
                                 unorm=LIMITED.get(rule, 0.0)), p, g)
-    print(f"{len(RULES)} rules with {len(tables)} kinds of tables, blocks of 64 and 128: bits equal")
+    print(f"{len(RULES)} rules with {len(tables)} kinds of tables, blocks of 64 and 128, {len(g)} steps: bits equal")
 
 
 def check_types(tool: Tool, simds: list[str]) -> None:

@@ -29,26 +29,30 @@ optim::Algorithm AlgorithmOf(c10::string_view name) {
               "': want adam, lamb, lars, lion, momentum, rmsprop, adagrad or ademamix");
 }
 
-core::DType TypeOf(const Tensor& tensor, const char* what) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return core::DType::kFloat32;
-    case at::kBFloat16:
-      return core::DType::kBFloat16;
-    case at::kHalf:
-      return core::DType::kFloat16;
-    default:
-      TORCH_CHECK(false, what, " must be bfloat16, float16, or float32, got ",
-                  tensor.scalar_type());
-  }
+core::DType TypeOf(at::ScalarType type) {
+  if (type == at::kFloat) return core::DType::kFloat32;
+  return type == at::kHalf ? core::DType::kFloat16 : core::DType::kBFloat16;
 }
 
-// A tensor that the step changes: in one piece, and copied back where it was not.
+// The type in which a parameter or gradient is stepped: its own, or float32 for other floating
+// point types, as in bitsandbytes.
+at::ScalarType StepTypeOf(const Tensor& tensor) {
+  const at::ScalarType type = tensor.scalar_type();
+  return type == at::kBFloat16 || type == at::kHalf ? type : at::kFloat;
+}
+
+// A tensor that the step changes: in one piece and of one type, and copied back where it was not.
 class InPlace {
  public:
   InPlace(const Tensor& tensor, at::ScalarType type, int64_t elems, const char* what)
       : tensor_(tensor), contiguous_(tensor.contiguous()) {
-    CheckType(tensor, type, what);
+    if (type == at::kFloat) {
+      TORCH_CHECK(tensor.is_floating_point(), what, " must be a floating point tensor, got ",
+                  tensor.scalar_type());
+      contiguous_ = contiguous_.to(at::kFloat);
+    } else {
+      CheckType(tensor, type, what);
+    }
     TORCH_CHECK(tensor.numel() == elems, what, " has ", tensor.numel(), " elements, want ", elems);
   }
   void* data() const { return contiguous_.data_ptr(); }
@@ -142,13 +146,13 @@ optim::StepHyper HyperOf(double beta1, double beta2, double beta3, double alpha,
 // What both operators have beside state. `args` refers to `run`: not to be copied.
 struct Operands {
   Operands(c10::string_view name, const Tensor& g, const Tensor& p, const optim::StepHyper& hyper)
-      : parameter(p, p.scalar_type(), p.numel(), "p"),
-        gradient(g, g.scalar_type(), p.numel(), "g"),
+      : parameter(p, StepTypeOf(p), p.numel(), "p"),
+        gradient(g, StepTypeOf(g), p.numel(), "g"),
         run{.parameter = parameter.data(), .gradient = gradient.data(), .elems = p.numel()},
         args{.algorithm = AlgorithmOf(name),
              .hyper = hyper,
-             .parameter_type = TypeOf(p, "p"),
-             .gradient_type = TypeOf(g, "g"),
+             .parameter_type = TypeOf(StepTypeOf(p)),
+             .gradient_type = TypeOf(StepTypeOf(g)),
              .runs = {&run, 1}},
         num_states(optim::NumStates(args.algorithm)) {}
   Operands(const Operands&) = delete;

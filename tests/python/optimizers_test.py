@@ -106,6 +106,27 @@ class Rules(KernelTest):
             else:
                 torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-30, msg=what)
 
+    def test_other_floating_point_types(self):
+        """Stepped in float32 and rounded back, as there: parameters, gradients of another type, and 32-bit state."""
+        f64, f32, f16 = torch.float64, torch.float32, torch.float16
+        for p_dtype, g_dtype, state_dtype in ((f64, f64, f32), (f64, f16, f32), (f32, f64, f32), (f32, f32, f64)):
+            ours = normal(SIZE, dtype=p_dtype)
+            reference = ours.clone()
+            state, their_state = states_of("adam", state_dtype), states_of("adam", state_dtype)
+            for step in (1, 2):
+                g = normal(SIZE, seed=step, dtype=g_dtype)
+                with self.runs(optimizer_update_32bit=1):
+                    call_32bit(torch.ops.bitsandbytes.optimizer_update_32bit, "adam", g, ours, state, step)
+                call_32bit(theirs._optimizer_update_32bit_cpu, "adam", g, reference, their_state, step)
+            self.assertEqual((ours.dtype, state[0].dtype), (p_dtype, state_dtype))
+            torch.testing.assert_close(ours, reference, rtol=2e-5, atol=2e-6)
+            torch.testing.assert_close(state, their_state, rtol=2e-5, atol=1e-6)
+        p, state = normal(SIZE, dtype=f64), State8("adam", create_dynamic_map(True), create_dynamic_map(False))
+        reference, their_state = p.clone(), copy.deepcopy(state)
+        state.call(torch.ops.bitsandbytes.optimizer_update_8bit_blockwise, normal(SIZE, seed=1, dtype=f64), p, 1)
+        their_state.call(theirs._optimizer_update_8bit_blockwise_cpu, normal(SIZE, seed=1, dtype=f64), reference, 1)
+        torch.testing.assert_close(p, reference, rtol=2e-5, atol=3e-6)
+
     def test_max_unorm(self):
         """An update longer than max_unorm |p| is as long as that; unorm_vec holds the square of its length."""
         for name in ("adam", "lamb", "lars", "momentum", "rmsprop"):
@@ -171,8 +192,11 @@ class Rules(KernelTest):
             update("adam", p, p, p, None, None, 0, 0, 0.9, 0, 0, 0, 0, 0, 1, LR, 1.0)
         with self.assertRaisesRegex(RuntimeError, "state1 has 8 elements, want 16"):
             call_32bit(update, "ademamix", p, p, [p.clone(), p.clone()], 1)
-        with self.assertRaisesRegex(RuntimeError, "p must be bfloat16, float16, or float32, got Double"):
-            call_32bit(update, "adam", p.double(), p.double(), [p.clone(), p.clone()], 1)
+        for dtype, name in ((torch.int32, "Int"), (torch.complex64, "ComplexFloat")):
+            with self.assertRaisesRegex(RuntimeError, f"p must be a floating point tensor, got {name}"):
+                call_32bit(update, "adam", p, p.to(dtype), [p.clone(), p.clone()], 1)
+            with self.assertRaisesRegex(RuntimeError, f"g must be a floating point tensor, got {name}"):
+                call_32bit(update, "adam", p.to(dtype), p, [p.clone(), p.clone()], 1)
 
     def test_pass_torchs_checks(self):
         for name in ("lion", "adam", "ademamix"):

@@ -296,6 +296,34 @@ TEST(ShardedOptimizer, NormIsThatOfTheScaledGradient) {
   EXPECT_NEAR(Train(3, Options("adamw_8bit"), 0, 1, Start()).norm, 0.5 * std::sqrt(squares), 1e-9);
 }
 
+// What decides whether a step is skipped: all ranks must see it, whoever has the element.
+TEST(ShardedOptimizer, NormIsNotFiniteOnEveryRankWhereOneGradientOfOneRankIsNot) {
+  constexpr int kRanks = 3;
+  const core::FlatLayout layout = Layout();
+  const comm::ShardMap shards(layout, kRanks, 8 * 1024);
+  for (const float bad : {NAN, INFINITY}) {
+    for (int guilty = 0; guilty < kRanks; ++guilty) {
+      auto ranks = comm::ThreadCommunicator::Create(kRanks);
+      std::vector<double> norms(kRanks, 0.0);
+      std::vector<std::thread> threads;
+      for (int rank = 0; rank < kRanks; ++rank) {
+        threads.emplace_back([&, rank] {
+          const size_t r = static_cast<size_t>(rank);
+          auto optimizer =
+              ShardedOptimizer::Create(layout, shards, ranks[r].get(), Options("adamw_8bit"));
+          ASSERT_TRUE(optimizer.ok()) << optimizer.status();
+          std::vector<float> gradients(
+              static_cast<size_t>(shards.NumBlocksOf(rank) * core::kBlockElems), 1.0f);
+          if (rank == guilty) gradients.back() = bad;
+          norms[r] = *(*optimizer)->GradientNorm(gradients, 0.5);
+        });
+      }
+      for (std::thread& thread : threads) thread.join();
+      for (const double norm : norms) EXPECT_FALSE(std::isfinite(norm)) << guilty << " " << bad;
+    }
+  }
+}
+
 std::unique_ptr<ShardedOptimizer> OfOneRank(const ShardedOptimizerOptions& options) {
   static const auto* const ranks =
       new std::vector<std::unique_ptr<comm::Communicator>>(comm::ThreadCommunicator::Create(1));
@@ -441,15 +469,6 @@ TEST(TensorGroups, TakeTensorsOf32BitStateTogetherWhateverTheirBlocks) {
   EXPECT_EQ(groups->num_groups(), 2);
   EXPECT_EQ(groups->GroupOf(1), groups->GroupOf(2));
   EXPECT_EQ(groups->forms()[1].state_block, 256);
-}
-
-TEST(OptimizerName, KnowsTransformersSpellings) {
-  EXPECT_EQ(ParseOptimizerName("adamw_bnb_8bit")->bits, 8);
-  EXPECT_TRUE(ParseOptimizerName("paged_lion_32bit")->paged);
-  EXPECT_EQ(ParseOptimizerName("paged_lion_32bit")->algorithm, Algorithm::kLion);
-  const auto unknown = ParseOptimizerName("adamw_8bits");
-  EXPECT_NE(std::string(unknown.status().message()).find("did you mean adamw_8bit"),
-            std::string::npos);
 }
 
 }  // namespace

@@ -32,6 +32,11 @@ void Apply(const ParameterOverride& wanted, OptionValues* values) {
   if (wanted.block_size) values->block_size = *wanted.block_size;
 }
 
+bool Has8BitState(const torch::Tensor& parameter, const torch::optim::OptimizerParamGroup& group) {
+  const OptionValues& values = static_cast<const BlockwiseOptions&>(group.options()).values();
+  return values.bits == 8 && parameter.numel() >= values.min_8bit_size;
+}
+
 }  // namespace
 
 std::vector<torch::optim::OptimizerParamGroup> ParamGroups(
@@ -43,6 +48,7 @@ std::vector<torch::optim::OptimizerParamGroup> ParamGroups(
   }
   std::vector<torch::optim::OptimizerParamGroup> groups;
   std::map<std::vector<bool>, size_t> group_of;  // By which of the overrides match.
+  std::vector<bool> names_8bit(overrides.size());
   for (size_t place = 0; place < named.size(); ++place) {
     const auto [it, is_new] = group_of.emplace(matching[place], groups.size());
     if (is_new) {
@@ -55,6 +61,16 @@ std::vector<torch::optim::OptimizerParamGroup> ParamGroups(
       groups.emplace_back(std::vector<torch::Tensor>(), std::move(own));
     }
     groups[it->second].params().push_back(named[place].value());
+    for (size_t o = 0; o < overrides.size(); ++o) {
+      if (matching[place][o] && Has8BitState(named[place].value(), groups[it->second]))
+        names_8bit[o] = true;
+    }
+  }
+  for (size_t o = 0; o < overrides.size(); ++o) {
+    TORCH_CHECK(!overrides[o].block_size || names_8bit[o], "ParamGroups: the pattern \"",
+                overrides[o].pattern,
+                "\": block_size: all parameters that it names have 32-bit state, which has no "
+                "blocks; add bits: 8 or leave it out");
   }
   return groups;
 }

@@ -33,8 +33,9 @@ struct ParameterOverride {
 /// each combination of patterns that some parameter matches, in order of first appearance. Where
 /// several match, the last one that gives a value decides.
 /// The parameters are those of `named`, not copies; they may be of any shape and type.
-/// Errors: c10::Error - a pattern that matches no name (with the nearest), or an override without a
-/// value. Values out of range are found out where an optimizer is made with the groups.
+/// Errors: c10::Error - a pattern that matches no name (with the nearest), an override without a
+/// value, or with a block size where no parameter that it names gets 8-bit state. Values out of
+/// range are found out where an optimizer is made with the groups.
 std::vector<torch::optim::OptimizerParamGroup> ParamGroups(
     const torch::OrderedDict<std::string, torch::Tensor>& named, const BlockwiseOptions& options,
     const std::vector<ParameterOverride>& overrides);

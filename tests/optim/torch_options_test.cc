@@ -166,10 +166,11 @@ TEST(ParamGroups, OverrideOptionsOfNamesThatMatch) {
   for (const char* name : {"embed.weight", "layers.0.weight", "layers.0.bias", "layers.1.bias"})
     named.insert(name, Parameter(8, 1));
   const AdamWOptions options = AdamWOptions(1e-3).weight_decay(0.1);
-  const auto groups = ParamGroups(named, options,
-                                  {{.pattern = "*.bias", .lr = 1e-2, .weight_decay = 0},
-                                   {.pattern = "layers.1.*", .lr = 5e-2, .block_size = 64},
-                                   {.pattern = "embed.weight", .bits = 32}});
+  const auto groups =
+      ParamGroups(named, options,
+                  {{.pattern = "*.bias", .lr = 1e-2, .weight_decay = 0},
+                   {.pattern = "layers.1.*", .lr = 5e-2, .bits = 8, .block_size = 64},
+                   {.pattern = "embed.weight", .bits = 32}});
   ASSERT_EQ(groups.size(), 4u);
   const auto of = [&](size_t i) -> const AdamWOptions& {
     return static_cast<const AdamWOptions&>(groups[i].options());
@@ -188,6 +189,9 @@ TEST(ParamGroups, OverrideOptionsOfNamesThatMatch) {
   EXPECT_THAT(
       ErrorOf([&] { ParamGroups(named, options, {{.pattern = "layer.*", .bits = 8}}); }),
       HasSubstr("the pattern \"layer.*\" matches no tensor; the nearest is layers.0.weight"));
+  // All of them are small.
+  EXPECT_THAT(ErrorOf([&] { ParamGroups(named, options, {{.pattern = "*", .block_size = 64}}); }),
+              HasSubstr("the pattern \"*\": block_size: all parameters that it names have 32-bit"));
   EXPECT_THAT(ErrorOf([&] { ParamGroups(named, options, {{.pattern = "*"}}); }),
               HasSubstr("without a value"));
 }

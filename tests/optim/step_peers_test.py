@@ -26,7 +26,8 @@ from step_driver import Tool  # noqa: E402
 warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")
 UNIT = 2.0 ** -24  # half a unit in the last place of 1, the error of one rounding
 EPS = 1e-2  # large, so that its place shows
-N, STEPS = 8192, 100  # bitsandbytes holds fewer than 4096 elements in 32 bits
+N, STEPS = 8192, 100  # of 8-bit state; bitsandbytes holds fewer than 4096 elements in 32 bits
+STEPS_32BIT = 1000
 # The rule of each class, by the part of its name before 8bit, 32bit and after Paged.
 RULE_OF = {"Adam": "adamw", "AdamW": "adamw", "Lion": "lion", "LAMB": "lamb", "LARS": "lars", "SGD": "sgd",
            "RMSprop": "rmsprop", "Adagrad": "adagrad", "AdEMAMix": "ademamix"}
@@ -63,7 +64,7 @@ def bound(path: np.ndarray, case: Case) -> np.ndarray:
 
 
 def check_32bit(tool: Tool, what: str, case: Case, make, seed: int = 2) -> None:
-    p, g = random_inputs(1000, 200, seed)
+    p, g = random_inputs(1000, STEPS_32BIT, seed)
     path = follow(make, p, g)
     error, limit = np.abs(tool.run(case, p, g)["p"].astype(np.float64) - path[-1]), bound(path, case)
     # A sum that is almost zero has its sign by a rounding; Lion then steps the other way.
@@ -141,7 +142,7 @@ def check_bitsandbytes_32bit(tool: Tool) -> None:
             with on_default_backend() if rule == "lamb" else mock.MagicMock() as used:
                 check_32bit(tool, f"bitsandbytes {name} wd {wd}", case,
                             lambda p: getattr(bnb.optim, name)(p, **arguments(case)))
-            assert rule != "lamb" or used.call_count == 200
+            assert rule != "lamb" or used.call_count == STEPS_32BIT
     case = Case("ademamix", eps=EPS, alpha_steps=50, beta3_steps=150)
     check_32bit(tool, "bitsandbytes AdEMAMix scheduled", case, lambda p: bnb.optim.AdEMAMix(p, **arguments(case)))
 

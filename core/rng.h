@@ -40,8 +40,7 @@ enum class RngPurpose : uint32_t {
   kInit = 1,
   kDataOrder = 2,
   kDropout = 3,
-  kStochasticRounding = 4,
-  kSampling = 5
+  kStochasticRounding = 4
 };
 
 /// The stream key for (seed, purpose, a, b): `a` and `b` name the user, for example step and layer.

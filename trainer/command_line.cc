@@ -31,18 +31,6 @@ absl::Status CheckCommand(int argc, const char* const* argv, const CLI::App& app
                    " Known: ", absl::StrJoin(names, ", ")));
 }
 
-CLI::App* AddCommand(CLI::App* app, const std::string& name, const std::string& text,
-                     Command command, CommandLine* line) {
-  CLI::App* sub = app->add_subcommand(name, text);
-  sub->add_option("--config", line->config_path, "run configuration (YAML; docs/config.md)")
-      ->required();
-  sub->add_option("--set", line->overrides,
-                  "override a key of the configuration: a.b=c (repeatable)")
-      ->allow_extra_args(false);
-  sub->callback([line, command] { line->command = command; });
-  return sub;
-}
-
 std::string NameOf(Command command) {
   switch (command) {
     case Command::kTrain:
@@ -59,6 +47,17 @@ std::string NameOf(Command command) {
       break;
   }
   return "--help";
+}
+
+CLI::App* AddCommand(CLI::App* app, Command command, const std::string& text, CommandLine* line) {
+  CLI::App* sub = app->add_subcommand(NameOf(command), text);
+  sub->add_option("--config", line->config_path, "run configuration (YAML; docs/config.md)")
+      ->required();
+  sub->add_option("--set", line->overrides,
+                  "override a key of the configuration: a.b=c (repeatable)")
+      ->allow_extra_args(false);
+  sub->callback([line, command] { line->command = command; });
+  return sub;
 }
 
 // The command as it was typed, without what the configuration says.
@@ -89,25 +88,23 @@ absl::StatusOr<CommandLine> ParseCommandLine(int argc, const char* const* argv) 
   app.set_version_flag("--version", kVersion);
 
   CLI::App* train =
-      AddCommand(&app, "train", "finetune; writes the run to output_dir", Command::kTrain, &line);
+      AddCommand(&app, Command::kTrain, "finetune; writes the run to output_dir", &line);
   train->add_flag("--resume", line.resume,
                   "go on from the newest complete checkpoint of output_dir");
-  CLI::App* plan = AddCommand(
-      &app, "plan", "print memory and traffic of a run, by purpose, without running a step",
-      Command::kPlan, &line);
+  CLI::App* plan =
+      AddCommand(&app, Command::kPlan,
+                 "print memory and traffic of a run, by purpose, without running a step", &line);
   plan->add_option("--ranks", line.ranks, "plan for this many ranks")
       ->check(CLI::Range(1, kMaxRanks));
-  CLI::App* evaluate =
-      AddCommand(&app, "evaluate", "print the held-out loss", Command::kEvaluate, &line);
+  CLI::App* evaluate = AddCommand(&app, Command::kEvaluate, "print the held-out loss", &line);
   evaluate->add_option("--adapter", line.adapter, "adapter folder; without it the base alone");
-  CLI::App* generate = AddCommand(&app, "generate", "answer prompts", Command::kGenerate, &line);
+  CLI::App* generate = AddCommand(&app, Command::kGenerate, "answer prompts", &line);
   generate->add_option("--adapter", line.adapter, "adapter folder; without it the base alone");
   generate->add_option("--prompt", line.prompts, "a user message (repeatable)")
       ->required()
       ->allow_extra_args(false);
-  CLI::App* quantize =
-      AddCommand(&app, "quantize", "quantise the base and write what training sees of it",
-                 Command::kQuantize, &line);
+  CLI::App* quantize = AddCommand(&app, Command::kQuantize,
+                                  "quantise the base and write what training sees of it", &line);
   quantize
       ->add_option("--export", line.export_format,
                    "hf: a Hugging Face folder with the dequantised weights")

@@ -30,9 +30,8 @@ TEST(RngKey, DiffersWithEveryPartOfItsName) {
   std::set<uint64_t> keys;
   int made = 0;
   for (const uint64_t seed : {uint64_t{0}, uint64_t{1}, uint64_t{42}, uint64_t{1} << 63}) {
-    for (const RngPurpose purpose :
-         {RngPurpose::kInit, RngPurpose::kDataOrder, RngPurpose::kDropout,
-          RngPurpose::kStochasticRounding, RngPurpose::kSampling}) {
+    for (const RngPurpose purpose : {RngPurpose::kInit, RngPurpose::kDataOrder,
+                                     RngPurpose::kDropout, RngPurpose::kStochasticRounding}) {
       for (const uint64_t a :
            {uint64_t{0}, uint64_t{1}, uint64_t{1} << 32, (uint64_t{1} << 32) + 1}) {
         for (const uint64_t b : {uint64_t{0}, uint64_t{1}, uint64_t{1} << 32}) {
